@@ -1,0 +1,87 @@
+"""The one door to llama.cpp's libraries, wherever the wheel put them.
+
+A wheel built for every CPU keeps one backend per instruction set in ``site-packages/bin`` and loads
+none of them by itself; they must be registered before the first model, and through the very library
+that libllama links (``libggml.so.0``: the wheel holds copies under three names, and each copy has
+its own registry).
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from coldpress.errors import ToolError
+
+
+@cache
+def load() -> ModuleType:
+    """Import llama_cpp with a CPU backend registered and its log silent; the module is returned.
+
+    Raises:
+        ToolError: llama-cpp-python is not installed, or no backend of it runs on this CPU.
+    """
+    try:
+        import llama_cpp
+    except ImportError as error:
+        raise ToolError("llama-cpp-python is not installed", "pip install coldpress") from error
+    _silence(llama_cpp)
+    _register_backends(Path(llama_cpp.__file__).parent)
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+def library_dir() -> Path:
+    """The folder of libllama.so and libggml-base.so."""
+    import llama_cpp
+
+    return Path(llama_cpp.__file__).parent / "lib"
+
+
+def version() -> str:
+    """The installed llama-cpp-python's version; it fixes the llama.cpp commit."""
+    from importlib.metadata import version as installed
+
+    return installed("llama-cpp-python")
+
+
+def cpu_variant() -> str:
+    """The name of the CPU backend in use, for example ``CPU`` or its instruction-set variant."""
+    ggml = _ggml()
+    ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
+    names = []
+    ggml.ggml_backend_reg_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_reg_get.argtypes = [ctypes.c_size_t]
+    ggml.ggml_backend_reg_name.restype = ctypes.c_char_p
+    ggml.ggml_backend_reg_name.argtypes = [ctypes.c_void_p]
+    for index in range(ggml.ggml_backend_reg_count()):
+        names.append(ggml.ggml_backend_reg_name(ggml.ggml_backend_reg_get(index)).decode())
+    return ",".join(names)
+
+
+def _ggml() -> ctypes.CDLL:
+    lib = library_dir()
+    exact = lib / "libggml.so.0"
+    return ctypes.CDLL(str(exact if exact.exists() else lib / "libggml.so"))
+
+
+def _register_backends(package: Path) -> None:
+    ggml = _ggml()
+    ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
+    if ggml.ggml_backend_reg_count() == 0:
+        ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
+        ggml.ggml_backend_load_all_from_path(str(package.parent / "bin").encode())
+    if ggml.ggml_backend_reg_count() == 0:
+        raise ToolError(
+            "no llama.cpp backend runs on this CPU",
+            "x86-64 with SSE4.2 or newer, or Armv8, is needed; see `make setup` for the wheel",
+        )
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+def _no_log(_level: int, _text: bytes, _data: int) -> None:
+    """Drop llama.cpp's log; errors come back as return codes."""
+
+
+def _silence(llama_cpp: ModuleType) -> None:
+    llama_cpp.llama_log_set(_no_log, None)
