@@ -1,0 +1,67 @@
+"""Build llama.cpp's own programs from the runtime's source distribution, once: the peers we measure against.
+
+``python benchmarks/peers.py`` prints the folder that holds them.
+"""
+
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from coldpress import libllama, tools
+from coldpress.cache import cache_dir
+from coldpress.errors import ToolError
+
+PROGRAMS = ("llama-perplexity", "llama-quantize", "llama-imatrix", "llama-completion")
+_OPTIONS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+)
+
+
+def peers() -> Path:
+    """Return the folder with llama.cpp's programs, compiling them first if needed (4 minutes).
+
+    Raises:
+        ToolError: the source distribution is not in the cache, or a compiler is missing.
+    """
+    version = libllama.version()
+    folder = cache_dir() / "peers" / version
+    if all((folder / program).is_file() for program in PROGRAMS):
+        return folder
+    sdist = cache_dir() / "sdist" / f"llama_cpp_python-{version}.tar.gz"
+    if not sdist.is_file():
+        raise ToolError(f"{sdist} is missing", "run `make setup`")
+    with tempfile.TemporaryDirectory() as scratch:
+        with tarfile.open(sdist) as archive:
+            archive.extractall(scratch, filter="data")
+        source = Path(scratch) / f"llama_cpp_python-{version}" / "vendor" / "llama.cpp"
+        _build(source, Path(scratch) / "build", folder)
+    return folder
+
+
+def _build(source: Path, build: Path, folder: Path) -> None:
+    cmake = tools.find("cmake", "install cmake and a C++ compiler")
+    tools.run([cmake, "-S", source, "-B", build, *_OPTIONS], timeout_s=600)
+    jobs = str((os.cpu_count() or 1) + 1)
+    tools.run(
+        [cmake, "--build", build, "-j", jobs, "--target", *PROGRAMS],
+        timeout_s=3600,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for program in PROGRAMS:
+        shutil.copy2(build / "bin" / program, partial / program)
+    partial.rename(folder)
+
+
+if __name__ == "__main__":
+    print("compiling llama.cpp's programs unless cached ...", file=sys.stderr)
+    print(peers())

@@ -1,0 +1,49 @@
+"""What several stages' tests share: the demo model's folder, the shared data, tiny random models."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the checkout; tests that need it skip by name without it."""
+    if not SHARED.is_dir():
+        pytest.skip("shared data is not present")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers with the demo model's tokenizer: rows divisible by 256."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from coldpress import demo
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for path in demo.MODEL_DIR.glob("*token*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def peers() -> Path:
+    """The folder of llama.cpp's own programs, built from the runtime's source distribution."""
+    from benchmarks.peers import peers as build
+
+    return build()
