@@ -18,7 +18,7 @@ check: $(VENV)/.dev ## formatter, linter, types, generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m coldpress.readme --check
+	$(BIN)/python .ci/readme.py --check
 
 fix: $(VENV)/.dev ## format and mend what the linter can
 	$(BIN)/ruff format .
@@ -35,7 +35,7 @@ bench: $(VENV)/.dev ## the measured reports (reports/*.json)
 	$(BIN)/python benchmarks/demo.py
 
 docs: $(VENV)/.demo ## write README's generated parts from reports/
-	$(BIN)/python -m coldpress.readme
+	$(BIN)/python .ci/readme.py
 
 clean: ## remove what was built here; the caches in $COLDPRESS_CACHE stay
 	rm -rf runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(VENV)

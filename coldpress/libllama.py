@@ -7,11 +7,14 @@ its own registry).
 """
 
 import ctypes
+import re
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 from coldpress.errors import ToolError
+
+_VARIANT = re.compile(r"libggml-cpu-(\w+)\.so")
 
 
 @cache
@@ -46,17 +49,11 @@ def version() -> str:
 
 
 def cpu_variant() -> str:
-    """The name of the CPU backend in use, for example ``CPU`` or its instruction-set variant."""
-    ggml = _ggml()
-    ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
-    names = []
-    ggml.ggml_backend_reg_get.restype = ctypes.c_void_p
-    ggml.ggml_backend_reg_get.argtypes = [ctypes.c_size_t]
-    ggml.ggml_backend_reg_name.restype = ctypes.c_char_p
-    ggml.ggml_backend_reg_name.argtypes = [ctypes.c_void_p]
-    for index in range(ggml.ggml_backend_reg_count()):
-        names.append(ggml.ggml_backend_reg_name(ggml.ggml_backend_reg_get(index)).decode())
-    return ",".join(names)
+    """The CPU backend in use: its instruction-set variant (``zen4``), ``native`` for a native build."""
+    load()
+    with Path("/proc/self/maps").open() as maps:
+        found = {match[1] for line in maps if (match := _VARIANT.search(line))}
+    return ",".join(sorted(found)) or "native"
 
 
 def _ggml() -> ctypes.CDLL:

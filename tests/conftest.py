@@ -47,3 +47,26 @@ def peers() -> Path:
     from benchmarks.peers import peers as build
 
     return build()
+
+
+@pytest.fixture(scope="session")
+def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model as a bf16 GGUF, made by the convert stage."""
+    from coldpress import demo
+    from coldpress.convert import ConvertOptions, convert
+
+    out = tmp_path_factory.mktemp("demo") / "convert"
+    convert(demo.MODEL_DIR, out, ConvertOptions(verify=False))
+    return out / "model.gguf"
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory, demo_gguf: Path) -> Path:
+    """A checkpoint of the demo model at Q8_0, made by the quantize and checkpoint stages."""
+    from coldpress.checkpoint import CheckpointOptions, checkpoint
+    from coldpress.quantize import QuantizeOptions, quantize
+
+    folder = tmp_path_factory.mktemp("demo_checkpoint")
+    quantize(demo_gguf, folder / "quantize", QuantizeOptions(type="Q8_0"), imatrix=None)
+    checkpoint(folder / "quantize", folder / "checkpoint", CheckpointOptions())
+    return folder / "checkpoint"

@@ -1,0 +1,239 @@
+"""The commands: one per stage, each a single call. Words for people go to stderr, the result to stdout."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coldpress.errors import ColdpressError
+
+app = typer.Typer(
+    name="coldpress",
+    help="Make language models small, and make them start cold in seconds where there is no GPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="folder of the artifact to write")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON line")]
+Text = Annotated[Path | None, typer.Option(help="plain text file; default: the embedded text")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="a YAML file; see recipes/")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="default: runs/NAME")] = None,
+    json_: Json = False,
+) -> None:
+    """Run every stage of a recipe; what is done is reused."""
+    from coldpress import pipeline, summary
+    from coldpress.recipe import load
+
+    loaded = load(recipe)
+    ran = pipeline.run(loaded, recipe.parent, out or Path("runs") / loaded.name)
+    _print(ran, json_, summary.text(ran))
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="Hugging Face folder or id")],
+    out: Out,
+    outtype: Annotated[str, typer.Option(help="bf16, f16 or f32")] = "bf16",
+    pre_tokenizer: Annotated[str | None, typer.Option(help="llama.cpp's name for it")] = None,
+    llama_cpp: Annotated[Path | None, typer.Option(help="a llama.cpp source tree")] = None,
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of an id")] = None,
+    json_: Json = False,
+) -> None:
+    """Convert a Hugging Face model to GGUF and prove it equal."""
+    from coldpress import convert as stage
+
+    options = stage.ConvertOptions(
+        outtype=outtype,  # type: ignore[arg-type]  # checked by the options themselves
+        pre_tokenizer=pre_tokenizer,
+        llama_cpp=str(llama_cpp) if llama_cpp else None,
+        revision=revision,
+    )
+    _print(stage.convert(model, out, options), json_)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="Hugging Face folder")],
+    out: Out,
+    text: Text = None,
+    json_: Json = False,
+) -> None:
+    """Measure which weights matter: an imatrix from text."""
+    from coldpress import calibrate as stage
+    from coldpress import demo
+
+    given = text or demo.CALIBRATION_TEXT
+    _print(stage.calibrate(model, out, stage.CalibrateOptions(), text=given), json_)
+
+
+@app.command()
+def quantize(
+    gguf: Annotated[Path, typer.Argument(help="bf16 GGUF, or the folder that convert wrote")],
+    out: Out,
+    type_: Annotated[str, typer.Option("--type", help="ggml type or llama.cpp preset")],
+    imatrix: Annotated[Path | None, typer.Option(help="file or folder from calibrate")] = None,
+    json_: Json = False,
+) -> None:
+    """Write a smaller GGUF, encoded by ggml itself."""
+    from coldpress import quantize as stage
+
+    options = stage.QuantizeOptions(type=type_)
+    _print(stage.quantize(gguf, out, options, imatrix=imatrix), json_)
+
+
+@app.command()
+def evaluate(
+    gguf: Annotated[Path, typer.Argument(help="the GGUF that will be shipped")],
+    out: Out,
+    questions: Annotated[Path | None, typer.Option(help="folder of MMLU-layout CSV files")] = None,
+    text: Text = None,
+    base: Annotated[Path | None, typer.Option(help="evaluation of the bf16 file")] = None,
+    json_: Json = False,
+) -> None:
+    """Measure a GGUF: questions, perplexity, KL against bf16, speed."""
+    from coldpress import demo
+    from coldpress import evaluate as stage
+
+    given = {"questions": questions, "text": text or demo.HELDOUT_TEXT, "base": base}
+    _print(stage.evaluate(gguf, out, stage.EvaluateOptions(), **given), json_)
+
+
+@app.command()
+def report(
+    evaluations: Annotated[list[Path], typer.Argument(help="folders that evaluate wrote")],
+    out: Out,
+    title: Annotated[str, typer.Option(help="heading of the page")] = "Comparison",
+    json_: Json = False,
+) -> None:
+    """Compare evaluations on one page."""
+    from coldpress import report as stage
+
+    _print(stage.report(evaluations, out, stage.ReportOptions(title=title)), json_)
+
+
+@app.command()
+def checkpoint(
+    gguf: Annotated[Path, typer.Argument(help="a GGUF, or the folder that quantize wrote")],
+    out: Out,
+    json_: Json = False,
+) -> None:
+    """Lay a GGUF out for a cold start, with a digest per chunk."""
+    from coldpress import checkpoint as stage
+
+    _print(stage.checkpoint(gguf, out, stage.CheckpointOptions()), json_)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="a checkpoint or any artifact folder")],
+    json_: Json = False,
+) -> None:
+    """Check every byte of a checkpoint; name the chunk that differs."""
+    from coldpress import artifact
+    from coldpress import checkpoint as stage
+
+    if (path / artifact.MANIFEST).is_file() and artifact.read(path).stage != "checkpoint":
+        artifact.verify(path)
+        _print({"path": str(path), "verified": True}, json_, f"{path}: every file is intact")
+        return
+    _print(stage.verify(path), json_)
+
+
+@app.command()
+def package(
+    checkpoint: Annotated[Path, typer.Argument(help="folder that checkpoint wrote")],
+    out: Out,
+    target: Annotated[str, typer.Option(help="lambda or cloudrun")],
+    base: Annotated[str, typer.Option(help="debian, an OCI layout or archive, a reference")] = "debian",
+    limit_bytes: Annotated[int | None, typer.Option(help="largest unpacked size")] = None,
+    json_: Json = False,
+) -> None:
+    """Build the image and the deployment files of a platform."""
+    from coldpress import package as stage
+
+    limit: dict[str, Any] = {} if limit_bytes is None else {"limit_bytes": limit_bytes}
+    options = stage.PackageOptions(
+        target=target,  # type: ignore[arg-type]  # checked by the options themselves
+        base=base,
+        **limit,
+    )
+    _print(stage.package(checkpoint, out, options), json_)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def serve(context: typer.Context) -> None:
+    """Serve a checkpoint over HTTP (see `python -m coldpress.serve --help`)."""
+    from coldpress.serve.__main__ import main as serve_main
+
+    raise typer.Exit(serve_main(context.args))
+
+
+@app.command()
+def ask(
+    checkpoint: Annotated[Path, typer.Argument(help="folder that checkpoint wrote")],
+    prompt: Annotated[str, typer.Argument(help="what to ask")],
+    out: Out,
+    json_: Json = False,
+) -> None:
+    """Start the runtime cold, ask it one question, time it."""
+    from coldpress.serve import ask as stage
+
+    answer = stage.ask(checkpoint, out, stage.AskOptions(prompt=prompt))
+    _print(answer, json_, answer.text)
+
+
+def version(value: bool) -> None:
+    """Print the version and stop."""
+    if value:
+        from coldpress import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Run a command; a user's error is two lines and its own exit code, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except ColdpressError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f" hint: {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _print(result: Any, as_json: bool, text: str | None = None) -> None:
+    if as_json:
+        data = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result
+        print(json.dumps(data, default=str, ensure_ascii=False))
+        return
+    if text is not None:
+        print(text)
+        return
+    for name, value in vars(result).items():
+        print(f"  {name:<20} {value}", file=sys.stderr)
+    print(getattr(result, "path", ""))
+
+
+if __name__ == "__main__":
+    main()

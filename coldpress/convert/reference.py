@@ -1,0 +1,57 @@
+"""The one door to transformers: local folders only, no remote code, no bars of its own on stderr."""
+
+from pathlib import Path
+from typing import Any
+
+from coldpress.errors import NotAModelError, ToolError
+
+
+def load_tokenizer(model_dir: Path) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        NotAModelError: the folder has no tokenizer that transformers can read.
+    """
+    transformers = _quiet()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise NotAModelError(
+            f"{model_dir} has no tokenizer that transformers reads: {_first_line(error)}",
+            "put tokenizer.json, or tokenizer.model and tokenizer_config.json, beside the weights",
+        ) from error
+
+
+def load_model(model_dir: Path) -> Any:
+    """The causal language model in float32 on the CPU, in evaluation mode.
+
+    Raises:
+        NotAModelError: transformers cannot build it from the folder.
+    """
+    transformers = _quiet()
+    import torch
+
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=torch.float32, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise NotAModelError(
+            f"transformers cannot load {model_dir}: {_first_line(error)}",
+            "check config.json and the weights",
+        ) from error
+    return model.eval()
+
+
+def _quiet() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ToolError("transformers is not installed", "pip install 'coldpress[compress]'") from error
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]
