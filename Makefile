@@ -42,7 +42,7 @@ clean: ## remove what was built here; the caches in $COLDPRESS_CACHE stay
 
 $(VENV)/.demo: pyproject.toml constraints.txt runtime.txt
 	.ci/packages gcc g++ mmdebstrap
-	.ci/venv $(PYTHON) $(VENV) compress,evaluate,report,serve
+	.ci/venv $(PYTHON) $(VENV) compress,evaluate,report,serve,package
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

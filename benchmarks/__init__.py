@@ -1,0 +1,1 @@
+"""Measured reports and the peers they are measured against."""

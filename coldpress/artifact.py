@@ -164,9 +164,13 @@ def read(folder: Path) -> Manifest:
         files = tuple(File(**file) for file in data.pop("files"))
         manifest = Manifest(files=files, **data)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{folder} is not a coldpress artifact", "no manifest.json there") from error
+        raise InputError(
+            f"{folder} is not a coldpress artifact", "no manifest.json there"
+        ) from error
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is not a manifest: {error}", "build the artifact again") from error
+        raise InputError(
+            f"{path} is not a manifest: {error}", "build the artifact again"
+        ) from error
     if manifest.format_version != FORMAT_VERSION:
         raise InputError(
             f"{path} has format {manifest.format_version}, this coldpress reads {FORMAT_VERSION}",

@@ -153,7 +153,9 @@ def package(
     checkpoint: Annotated[Path, typer.Argument(help="folder that checkpoint wrote")],
     out: Out,
     target: Annotated[str, typer.Option(help="lambda or cloudrun")],
-    base: Annotated[str, typer.Option(help="debian, an OCI layout or archive, a reference")] = "debian",
+    base: Annotated[
+        str, typer.Option(help="debian, an OCI layout or archive, a reference")
+    ] = "debian",
     limit_bytes: Annotated[int | None, typer.Option(help="largest unpacked size")] = None,
     json_: Json = False,
 ) -> None:
@@ -224,7 +226,7 @@ def main() -> None:
 
 def _print(result: Any, as_json: bool, text: str | None = None) -> None:
     if as_json:
-        data = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result
+        data = result if isinstance(result, dict) else dataclasses.asdict(result)
         print(json.dumps(data, default=str, ensure_ascii=False))
         return
     if text is not None:

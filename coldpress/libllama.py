@@ -7,10 +7,11 @@ its own registry).
 """
 
 import ctypes
+import os
 import re
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from coldpress.errors import ToolError
 
@@ -18,12 +19,15 @@ _VARIANT = re.compile(r"libggml-cpu-(\w+)\.so")
 
 
 @cache
-def load() -> ModuleType:
+def load() -> Any:
     """Import llama_cpp with a CPU backend registered and its log silent; the module is returned.
 
     Raises:
         ToolError: llama-cpp-python is not installed, or no backend of it runs on this CPU.
     """
+    # libgomp's default, to spin for a millisecond at every barrier, is 5 to 50 times slower as soon as
+    # another process wants the CPU; 1000 turns are its own choice where threads outnumber CPUs.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         import llama_cpp
     except ImportError as error:
@@ -75,10 +79,10 @@ def _register_backends(package: Path) -> None:
         )
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-def _no_log(_level: int, _text: bytes, _data: int) -> None:
-    """Drop llama.cpp's log; errors come back as return codes."""
+_LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+# Errors come back as return codes, so the log is dropped. Kept here: llama.cpp holds the pointer.
+_no_log = _LogCallback(lambda _level, _text, _data: None)
 
 
-def _silence(llama_cpp: ModuleType) -> None:
+def _silence(llama_cpp: Any) -> None:
     llama_cpp.llama_log_set(_no_log, None)

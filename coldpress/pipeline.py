@@ -74,9 +74,7 @@ def run(recipe: Recipe, root: Path, out: Path) -> Ran:
     packages, skipped = _package(recipe, shipped, out)
     answer = _ask(recipe, shipped, out)
     seconds = time.perf_counter() - began
-    return Ran(
-        out, tuple(evaluations), out / "report", shipped, packages, skipped, answer, seconds
-    )
+    return Ran(out, tuple(evaluations), out / "report", shipped, packages, skipped, answer, seconds)
 
 
 def _evaluate(recipe: Recipe, root: Path, out: Path) -> list[Path]:
@@ -115,7 +113,9 @@ def _evaluate(recipe: Recipe, root: Path, out: Path) -> list[Path]:
     return done
 
 
-def _package(recipe: Recipe, checkpoint: Path, out: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+def _package(
+    recipe: Recipe, checkpoint: Path, out: Path
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """Build every image that can be built here; a missing tool skips one, with its reason."""
     from coldpress import package
 
@@ -140,7 +140,9 @@ def _ask(recipe: Recipe, checkpoint: Path, out: Path) -> Path | None:
     return out / "answer"
 
 
-def _step(label: str, stage: ModuleType, verb: str, source: Any, out: Path, options: Any, **given: Any) -> None:
+def _step(
+    label: str, stage: ModuleType, verb: str, source: Any, out: Path, options: Any, **given: Any
+) -> None:
     """Run one verb unless its artifact is current; say which, and how long it took."""
     inputs, plain = stage.plan(source, out, options, **given)
     name = stage.__name__.split(".")[1]

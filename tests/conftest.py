@@ -42,6 +42,42 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama of a million weights, not tied, with its own tokenizer."""
+    from tests import tiny_models
+
+    folder = tmp_path_factory.mktemp("random_llama")
+    tiny_models.sentencepiece(folder)
+    return tiny_models.save(
+        folder, "llama", scale=1, intermediate_size=256, tie_word_embeddings=False
+    )
+
+
+@pytest.fixture(scope="session")
+def random_gguf(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> Path:
+    """``random_llama`` as a bf16 GGUF, an artifact of the convert stage."""
+    from coldpress.convert import ConvertOptions, convert
+
+    out = tmp_path_factory.mktemp("random_gguf") / "convert"
+    convert(random_llama, out, ConvertOptions(name="random", verify=False))
+    return out
+
+
+@pytest.fixture(scope="session")
+def random_imatrix(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> Path:
+    """An imatrix of ``random_llama``, an artifact of the calibrate stage."""
+    from coldpress.calibrate import CalibrateOptions, calibrate
+    from tests import tiny_models
+
+    folder = tmp_path_factory.mktemp("random_imatrix")
+    text = folder / "text.txt"
+    text.write_text(tiny_models.own_text(), encoding="utf-8")
+    options = CalibrateOptions(context=64, max_tokens=1024)
+    calibrate(random_llama, folder / "calibrate", options, text=text)
+    return folder / "calibrate"
+
+
+@pytest.fixture(scope="session")
 def peers() -> Path:
     """The folder of llama.cpp's own programs, built from the runtime's source distribution."""
     from benchmarks.peers import peers as build

@@ -1,7 +1,6 @@
 """Artifacts appear whole or not at all, whatever interrupts them."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -59,9 +58,10 @@ def test_an_error_leaves_nothing_and_keeps_the_old_result(tmp_path: Path) -> Non
     def fail() -> None:
         with artifact.create(tmp_path / "x", "convert", inputs={}, options={}) as draft:
             (draft.folder / "half").write_text("half")
-            raise ValueError
+            raise ValueError("boom")
 
-    pytest.raises(ValueError, fail)
+    with pytest.raises(ValueError, match="boom"):
+        fail()
     assert (tmp_path / "x/a/b.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
@@ -77,7 +77,7 @@ def test_kill_9_leaves_no_artifact_and_the_next_attempt_succeeds(tmp_path: Path)
     assert not (tmp_path / "x").exists()
     make(tmp_path / "x")
     assert [file.name for file in artifact.verify(tmp_path / "x").files] == ["a/b.txt"]
-    assert os.listdir(tmp_path) == ["x"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "remove"])
@@ -103,7 +103,9 @@ def test_a_folder_that_is_not_ours_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "x/precious").read_text() == "mine"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 3}', '{"files": [], "stage": 1, "x": 2}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"files": 3}', '{"files": [], "stage": 1, "x": 2}']
+)
 def test_a_broken_manifest_is_a_clear_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match="manifest"):

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: fast help, clean stdout, two-line errors with their own codes."""
+"""The command line as a person meets it: fast help, clean stdout, errors of two lines."""
 
 import json
 import os
@@ -80,7 +80,9 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(demo.MODEL_DIR, model)
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "architectures": ["GalaxyBrainForCausalLM"]}))
+    (model / "config.json").write_text(
+        json.dumps({**config, "architectures": ["GalaxyBrainForCausalLM"]})
+    )
     refused(coldpress("convert", model, "-o", tmp_path / "out"), 11, "GalaxyBrainForCausalLM")
     assert files(tmp_path) == ["model"]
 
@@ -124,7 +126,14 @@ def test_a_flipped_byte_is_found_and_its_chunk_named(tmp_path: Path, demo_checkp
 
 def test_an_image_over_the_limit(tmp_path: Path, demo_checkpoint: Path) -> None:
     done = coldpress(
-        "package", demo_checkpoint, "--target", "lambda", "--limit-bytes", "1000", "-o", tmp_path / "out"
+        "package",
+        demo_checkpoint,
+        "--target",
+        "lambda",
+        "--limit-bytes",
+        "1000",
+        "-o",
+        tmp_path / "out",
     )
     refused(done, 16, "1,?000|limit")
     assert files(tmp_path) == []
@@ -135,7 +144,9 @@ def test_a_port_in_use(demo_checkpoint: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        refused(coldpress("serve", demo_checkpoint, "--host", "127.0.0.1", "--port", port), 17, port)
+        refused(
+            coldpress("serve", demo_checkpoint, "--host", "127.0.0.1", "--port", port), 17, port
+        )
 
 
 def test_an_over_long_prompt(tmp_path: Path, demo_checkpoint: Path) -> None:
@@ -164,7 +175,15 @@ data: {questions: null}
 def test_kill_9_in_the_middle_of_a_run_then_the_next_run_continues(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "coldpress.cli", "run", str(tmp_path / "r.yaml"), "-o", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "coldpress.cli",
+        "run",
+        str(tmp_path / "r.yaml"),
+        "-o",
+        str(out),
+    ]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not (out / "quantize/Q4_0-plain/manifest.json").exists():
@@ -183,4 +202,6 @@ def test_kill_9_in_the_middle_of_a_run_then_the_next_run_continues(tmp_path: Pat
     assert not list(out.rglob("*.partial"))
     assert (out / "report/report.html").is_file()
     again = coldpress("run", tmp_path / "r.yaml", "-o", out)
-    assert all("reused" in line for line in again.stderr.splitlines() if line.startswith("  ")), again
+    assert all("reused" in line for line in again.stderr.splitlines() if line.startswith("  ")), (
+        again
+    )

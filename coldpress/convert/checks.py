@@ -1,4 +1,4 @@
-"""What can be known to fail before anything long starts: the config, the architecture, the weights' sizes."""
+"""What can be known to fail before anything long starts: config, architecture, weights' sizes."""
 
 import ast
 import json
@@ -18,10 +18,12 @@ def read_config(model: Path) -> dict[str, Any]:
     """The model's ``config.json``.
 
     Raises:
-        NotAModelError: there is no folder, no config, or it is not a JSON object with an architecture.
+        NotAModelError: no folder, no config, or it is not a JSON object with an architecture.
     """
     if not model.is_dir():
-        raise NotAModelError(f"{model} is not a folder", "give a Hugging Face model folder or hub id")
+        raise NotAModelError(
+            f"{model} is not a folder", "give a Hugging Face model folder or hub id"
+        )
     config = _read_json(model / "config.json")
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
@@ -36,9 +38,9 @@ def known_architectures(tree: Path) -> frozenset[str]:
     """The text architectures that the converter in ``tree`` registers, read from its source."""
     path = tree / "conversion" / "__init__.py"
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            if node.target.id == "TEXT_MODEL_MAP" and node.value is not None:
-                return frozenset(ast.literal_eval(node.value))
+        match node:
+            case ast.AnnAssign(target=ast.Name("TEXT_MODEL_MAP"), value=ast.Dict() as table):
+                return frozenset(ast.literal_eval(table))
     raise UnsupportedModelError(
         f"{path} lists no architectures", "use the llama.cpp that the runtime was built from"
     )
@@ -48,7 +50,7 @@ def check_architecture(config: dict[str, Any], known: frozenset[str]) -> None:
     """Refuse what the converter does not know, and what it would convert silently wrong.
 
     Raises:
-        UnsupportedModelError: with the closest known names, or with the setting that llama.cpp lacks.
+        UnsupportedModelError: with the closest known names, or the setting that llama.cpp lacks.
     """
     name = config["architectures"][0]
     if name not in known:
@@ -68,7 +70,7 @@ def check_weights(model: Path) -> None:
 
     Raises:
         NotAModelError: there are no safetensors weights.
-        CorruptModelError: a file is missing, truncated, too long or unreadable; the message names it.
+        CorruptModelError: the named file is missing, truncated, too long or unreadable.
     """
     index = model / _INDEX
     if index.is_file():
@@ -82,7 +84,9 @@ def check_weights(model: Path) -> None:
     else:
         paths = sorted(model.glob("*.safetensors"))
     if not paths:
-        raise NotAModelError(f"{model} has no *.safetensors weights", "save it with save_pretrained")
+        raise NotAModelError(
+            f"{model} has no *.safetensors weights", "save it with save_pretrained"
+        )
     for path in paths:
         _check_length(path)
 
@@ -106,7 +110,9 @@ def _check_length(path: Path) -> None:
         raise CorruptModelError(f"{path} has an unreadable header", "fetch it again") from error
     missing = 8 + header_bytes + max(ends, default=0) - size_bytes
     if missing > 0:
-        raise CorruptModelError(f"{path} is truncated: {missing} bytes are missing", "fetch it again")
+        raise CorruptModelError(
+            f"{path} is truncated: {missing} bytes are missing", "fetch it again"
+        )
     if missing < 0:
         raise CorruptModelError(f"{path} has {-missing} bytes too many", "fetch it again")
 

@@ -14,13 +14,15 @@ def resolve(model: str | Path, revision: str | None) -> Path:
     """The folder of a model: a path as it is, a hub id after a download into the hub's cache.
 
     Raises:
-        NotAModelError: neither an existing path nor the form of a hub id, or no such model on the hub.
+        NotAModelError: neither an existing path nor a hub id's form, or no such model on the hub.
         ToolError: the hub cannot be reached and the cache lacks the model.
     """
     if Path(model).exists():
         return Path(model)
     if not isinstance(model, str) or not _HUB_ID.fullmatch(model):
-        raise NotAModelError(f"{model} does not exist", "give a model folder or a hub id like org/name")
+        raise NotAModelError(
+            f"{model} does not exist", "give a model folder or a hub id like org/name"
+        )
     return _download(model, revision)
 
 
@@ -34,7 +36,9 @@ def _download(model: str, revision: str | None) -> Path:
             RevisionNotFoundError,
         )
     except ImportError as error:
-        raise ToolError("huggingface_hub is not installed", "pip install 'coldpress[compress]'") from error
+        raise ToolError(
+            "huggingface_hub is not installed", "pip install 'coldpress[compress]'"
+        ) from error
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:

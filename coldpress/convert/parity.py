@@ -1,8 +1,8 @@
 """Prove a GGUF against the model it came from: libllama's tokens and logits beside transformers'.
 
-Both run in float32 arithmetic on the CPU (flash attention off, F32 KV cache), so what is left is the
-weights' rounding to the GGUF's type and, for 16-bit types, ggml's rounding of each matrix product's
-input to the same type. A wrong conversion (rotary order, a missing scale or norm) is far above that.
+Both run in float32 arithmetic on the CPU (flash attention off, F32 KV cache), so what is left is
+the weights' rounding to the GGUF's type and, for 16-bit types, ggml's rounding of each matrix
+product's input to the same type. A wrong conversion is far above that.
 """
 
 import ctypes
@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from coldpress import libllama
-from coldpress.errors import InputError, UnsupportedModelError
+from coldpress.convert import reference
+from coldpress.errors import UnsupportedModelError
 
 Logits = npt.NDArray[np.float32]
 
@@ -47,6 +48,11 @@ class _Model:
     model: Any
     vocab: Any
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, padding included."""
+        return int(self.llama.llama_vocab_n_tokens(self.vocab))
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids with the file's own BOS/EOS rule, special tokens recognised."""
         data = text.encode()
@@ -68,10 +74,11 @@ class _Model:
         try:
             _fill(batch, tokens)
             if llama.llama_decode(context, batch) != 0:
-                raise UnsupportedModelError("libllama cannot decode this model", "try another model")
-            width = llama.llama_vocab_n_tokens(self.vocab)
+                raise UnsupportedModelError(
+                    "libllama cannot decode this model", "try another model"
+                )
             pointer = llama.llama_get_logits(context)
-            return np.ctypeslib.as_array(pointer, shape=(count, width)).copy()
+            return np.ctypeslib.as_array(pointer, shape=(count, self.vocab_size)).copy()
         finally:
             llama.llama_batch_free(batch)
             llama.llama_free(context)
@@ -82,14 +89,19 @@ def load(gguf: Path) -> Iterator[_Model]:
     """Load a GGUF with libllama and free it afterwards.
 
     Raises:
-        InputError: libllama refuses the file.
+        UnsupportedModelError: libllama refuses the file.
     """
     llama = libllama.load()
-    model = llama.llama_model_load_from_file(
-        str(gguf).encode(), llama.llama_model_default_params()
-    )
+    params = llama.llama_model_default_params()
+    # Weights as they are stored. Repacked ones take another path, whose AMX kernels die of an
+    # illegal instruction in some virtual machines.
+    params.use_extra_bufts = False
+    model = llama.llama_model_load_from_file(str(gguf).encode(), params)
     if not model:
-        raise InputError(f"libllama cannot load {gguf}", "convert or quantize it again")
+        raise UnsupportedModelError(
+            "the model converts, but libllama refuses to load the result",
+            "llama.cpp treats its vocabulary or sizes specially; choose another model",
+        )
     try:
         yield _Model(llama, model, llama.llama_model_get_vocab(model))
     finally:
@@ -119,7 +131,7 @@ def compare(candidate: Sequence[Logits], reference: Sequence[Logits]) -> Parity:
 
 
 def prompts(tokenizer: Any, text: str, vocab_size: int) -> list[list[int]]:
-    """Two prompts of token ids: the start of ``text``, and random ids that reach the whole vocabulary."""
+    """Two prompts of token ids: the start of ``text``, and random ids of the whole vocabulary."""
     written = tokenizer(text)["input_ids"][:_MAX_TOKENS]
     random = np.random.default_rng(_SEED).integers(0, vocab_size, _MAX_TOKENS // 2).tolist()
     return [written, random]
@@ -128,9 +140,8 @@ def prompts(tokenizer: Any, text: str, vocab_size: int) -> list[list[int]]:
 def reference_logits(model_dir: Path, sequences: Sequence[Sequence[int]]) -> list[Logits]:
     """Transformers' float32 logits, (T, vocabulary) per sequence."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    model = reference.load_model(model_dir)
     with torch.inference_mode():
         return [model(torch.tensor([ids])).logits[0].float().numpy() for ids in sequences]
 

@@ -1,9 +1,9 @@
 """Which of llama.cpp's BPE pre-tokenizers a model needs, decided before anything long starts.
 
-Upstream recognises a pre-tokenizer by hashing the token ids of a fixed text, so that any retrained or
-extended vocabulary is rejected, and late. Here the hash is tried first, then the splitting rules in
-``tokenizer.json`` are matched with those of known models; a choice of the second kind is proven after
-the conversion by comparing tokens.
+Upstream recognises a pre-tokenizer by hashing the token ids of a fixed text, so that any retrained
+or extended vocabulary is rejected, and late. Here the hash is tried first, then the splitting rules
+in ``tokenizer.json`` are matched with those of known models; a choice of the second kind is proven
+after the conversion by comparing tokens.
 """
 
 import ast
@@ -23,10 +23,11 @@ _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}"
 _GPT2 = "ByteLevel"
+_DIGITS = "Digits, one by one"
 
 # Splitting rules in tokenizer.json, in order → llama.cpp's name. Source: the tokenizers of Llama 3,
 # Qwen 2, Qwen 3.5, GPT-4o, Mistral Nemo, SmolLM and GPT-2, and llama.cpp's llama-vocab.cpp.
-_KNOWN_RULES = {
+KNOWN_RULES = {
     (f"{_SUFFIXES}|{_WORDS}|\\p{{N}}{{1,3}}{_REST}",): "llama-bpe",
     (f"{_SUFFIXES}|{_WORDS}|\\p{{N}}{_REST}",): "qwen2",
     (
@@ -41,7 +42,7 @@ _KNOWN_RULES = {
         f"{_CASED}*{_LOWER}+|{_CASED}+{_LOWER}*|\\p{{N}}"
         + _REST.replace(r"[\r\n]*", r"[\r\n/]*", 1),
     ): "tekken",
-    ("Digits", _GPT2): "smollm",
+    (_DIGITS, _GPT2): "smollm",
     (_GPT2,): "gpt-2",
 }
 
@@ -78,7 +79,9 @@ def choose(model: Path, tree: Path, given: str | None) -> PreTokenizer:
         return PreTokenizer(None, "SentencePiece")
     path = model / "tokenizer.json"
     if not path.is_file():
-        raise NotAModelError(f"{model} has no tokenizer.json or tokenizer.model", "add its tokenizer")
+        raise NotAModelError(
+            f"{model} has no tokenizer.json or tokenizer.model", "add its tokenizer"
+        )
     definition = json.loads(path.read_bytes())
     if definition.get("model", {}).get("byte_fallback"):
         return PreTokenizer(None, "SentencePiece in tokenizer.json")
@@ -86,7 +89,7 @@ def choose(model: Path, tree: Path, given: str | None) -> PreTokenizer:
     if _hash(model, path, known.text) in known.names:
         return PreTokenizer(None, "recognised by the converter")
     rules = splitting_rules(definition)
-    if (name := _KNOWN_RULES.get(rules)) is not None:
+    if (name := KNOWN_RULES.get(rules)) is not None:
         return PreTokenizer(name, "matched by its splitting rules")
     raise UnsupportedModelError(
         f"the BPE pre-tokenizer in {path} is not one that llama.cpp is known to have",
@@ -106,7 +109,7 @@ def recognised(tree: Path) -> Recognised:
 
 
 def splitting_rules(definition: dict[str, Any]) -> tuple[str, ...]:
-    """The pre-tokenizer of a tokenizer.json as a tuple: regular expressions, and kinds without one."""
+    """A tokenizer.json's pre-tokenizer as a tuple: regular expressions, and kinds without one."""
     return tuple(_flatten(definition.get("pre_tokenizer") or {}))
 
 
@@ -126,11 +129,14 @@ def _read_method(method: ast.FunctionDef) -> Recognised:
 
 
 def _hash(model: Path, path: Path, text: str) -> str:
-    """Upstream's hash of a tokenizer; through the quick ``tokenizers`` library when it loads there."""
+    """Upstream's hash of a tokenizer, by the quick ``tokenizers`` library when that loads it."""
     from tokenizers import Tokenizer
 
     try:
-        ids = Tokenizer.from_file(str(path)).encode(text).ids
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_truncation()  # Some files carry the settings of their training.
+        tokenizer.no_padding()
+        ids = tokenizer.encode(text).ids
     except Exception:  # Its errors have no narrower class; transformers may still know the file.
         ids = reference.load_tokenizer(model)(text)["input_ids"]
     return sha256(str(ids).encode()).hexdigest()
@@ -144,6 +150,8 @@ def _flatten(node: dict[str, Any]) -> list[str]:
             return [regex]
         case {"type": "ByteLevel", "use_regex": False}:
             return []  # Only maps bytes to characters, as every BPE in llama.cpp does.
+        case {"type": "Digits", "individual_digits": True}:
+            return [_DIGITS]
         case {"type": str(kind)}:
             return [kind]
         case _:

@@ -2,9 +2,10 @@
 
     python run_upstream.py CONVERT_HF_TO_GGUF.PY PRE_TOKENIZER ARGUMENT...
 
-The converter recognises a pre-tokenizer by a hash over token ids, which no retrained vocabulary matches,
-and has no option for it. This program replaces that one method and then runs the converter unchanged.
-A separate process: PYTHONPATH must point to the converter's own gguf package, not to the installed one.
+The converter recognises a pre-tokenizer by a hash over token ids, which no retrained vocabulary
+matches, and has no option for it. This program replaces that one method and then runs the converter
+unchanged. It is a process of its own because PYTHONPATH must lead to the converter's gguf package,
+not to the installed one.
 """
 
 import runpy

@@ -1,7 +1,7 @@
 """llama.cpp's own converter, out of the source distribution that the runtime was built from.
 
-The converter is in no wheel. The runtime's source distribution has it at exactly the runtime's commit,
-so only its three paths are unpacked into the cache, and it is run as a program. It is not vendored.
+The converter is in no wheel. The runtime's source distribution has it at exactly the runtime's
+commit, so its three paths are unpacked into the cache and it is run as a program, never vendored.
 """
 
 import sys
@@ -15,7 +15,7 @@ from coldpress.cache import cache_dir
 from coldpress.errors import IntegrityError, ToolError, UsageError
 from coldpress.progress import note
 
-# Sha256 of the source distributions that were reviewed; another version is used unpinned, with a note.
+# Sha256 of the source distributions that were reviewed; others are used unpinned, with a note.
 KNOWN_SDISTS = {
     "0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
 }
@@ -28,7 +28,7 @@ _CONVERT_TIMEOUT_S = 6 * 3600.0
 
 
 def source_tree(override: str | None) -> Path:
-    """The folder of ``convert_hf_to_gguf.py``: ``override``, else the cached tree, fetched if missing.
+    """The folder of ``convert_hf_to_gguf.py``: ``override``, else the cached tree.
 
     Raises:
         UsageError: ``override`` is not a llama.cpp checkout with the split converter.
@@ -54,7 +54,7 @@ def run(tree: Path, model: Path, gguf: Path, outtype: str, pre_tokenizer: str | 
     """Convert ``model`` to ``gguf`` with the converter in ``tree``.
 
     Args:
-        pre_tokenizer: the BPE pre-tokenizer's name when the converter would not recognise it itself.
+        pre_tokenizer: the BPE pre-tokenizer's name where the converter would not recognise it.
 
     Raises:
         ToolError: the converter fails.
@@ -65,6 +65,7 @@ def run(tree: Path, model: Path, gguf: Path, outtype: str, pre_tokenizer: str | 
     tools.run(
         [sys.executable, *script, model, "--outfile", gguf, "--outtype", outtype],
         timeout_s=_CONVERT_TIMEOUT_S,
+        install="that is llama.cpp's converter; try a newer one with --llama-cpp",
         env={"PYTHONPATH": str(tree / "gguf-py")},
     )
 
@@ -81,7 +82,9 @@ def _sdist(version: str) -> Path:
         raise ToolError(f"pip did not bring {path.name}", "give --llama-cpp a llama.cpp checkout")
     expected = KNOWN_SDISTS.get(version)
     if expected is None:
-        note(f"  note: llama-cpp-python {version} is not a reviewed version; its source is unpinned")
+        note(
+            f"  note: llama-cpp-python {version} is not a reviewed version; its source is unpinned"
+        )
     elif sha256_file(path) != expected:
         raise IntegrityError(f"{path} is not the published source", "delete it and try again")
     return path
@@ -90,9 +93,9 @@ def _sdist(version: str) -> Path:
 def _download(version: str, folder: Path) -> None:
     """Download into a folder beside, then rename, so that a broken download is never found."""
     with tempfile.TemporaryDirectory(dir=folder) as partial:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         tools.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-            + ["--dest", partial, f"llama-cpp-python=={version}"],
+            [*pip, "--no-binary", ":all:", "--dest", partial, f"llama-cpp-python=={version}"],
             timeout_s=_DOWNLOAD_TIMEOUT_S,
             install="check the network, or give --llama-cpp a llama.cpp checkout",
         )

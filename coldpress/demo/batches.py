@@ -3,6 +3,7 @@
 So a run resumed at step n sees exactly the batches that an unbroken run would see.
 """
 
+# ruff: noqa: S311 - seeded on purpose: equal seeds give equal files
 from __future__ import annotations
 
 import random

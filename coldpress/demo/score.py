@@ -30,10 +30,10 @@ def continuation_pair(question: Question, choice: str) -> tuple[str, str]:
     return f"Question: {question.text}\nAnswer:", f" {choice}"
 
 
-def letter_pair(question: Question, letter: str) -> tuple[str, str]:
-    """Context and continuation of one letter."""
+def letter_prompt(question: Question) -> str:
+    """The classic MMLU prompt without examples."""
     lines = "\n".join(f"{n}. {c}" for n, c in zip(LETTERS, question.choices, strict=True))
-    return f"{question.text}\n{lines}\nAnswer:", f" {letter}"
+    return f"{question.text}\n{lines}\nAnswer:"
 
 
 def log_likelihoods(
@@ -54,14 +54,8 @@ def log_likelihoods(
 
 
 def _batch(model: Any, encoded: list[tuple[list[int], list[int]]]) -> list[float]:
-    import torch
-
     sequences = [[1, *context, *more] for context, more in encoded]
-    width = max(map(len, sequences))
-    ids = torch.tensor([s + [2] * (width - len(s)) for s in sequences])  # (B, T), padded right
-    with torch.no_grad():
-        log_probs = model(input_ids=ids).logits.float().log_softmax(-1)  # (B, T, V)
-    # Padding on the right is never seen by the tokens before it: attention is causal.
+    log_probs, ids = _forward(model, sequences)
     picked = log_probs[:, :-1].gather(2, ids[:, 1:, None])[..., 0]  # (B, T-1)
     ends = [len(sequence) - 1 for sequence in sequences]
     return [
@@ -70,19 +64,42 @@ def _batch(model: Any, encoded: list[tuple[list[int], list[int]]]) -> list[float
     ]
 
 
+def _forward(model: Any, sequences: list[list[int]]) -> tuple[Any, Any]:
+    """Log-probabilities (B, T, V) and ids (B, T); padding on the right is never attended to."""
+    import torch
+
+    width = max(map(len, sequences))
+    ids = torch.tensor([s + [2] * (width - len(s)) for s in sequences])
+    with torch.no_grad():
+        return model(input_ids=ids).logits.float().log_softmax(-1), ids
+
+
+def continuation_answers(model: Any, tokenizer: Any, questions: list[Question]) -> list[str]:
+    """The letter of the most likely choice text of each question."""
+    pairs = [continuation_pair(q, choice) for q in questions for choice in q.choices]
+    scores = log_likelihoods(model, tokenizer, pairs)
+    fours = [scores[i : i + 4] for i in range(0, len(scores), 4)]
+    return [LETTERS[four.index(max(four))] for four in fours]
+
+
+def letter_answers(model: Any, tokenizer: Any, questions: list[Question]) -> list[str]:
+    """The most likely of the four letters after each question's prompt."""
+    letters = [tokenizer(f" {letter}")[0] for letter in LETTERS]
+    answers = []
+    for start in range(0, len(questions), 64):
+        prompts = [[1, *tokenizer(letter_prompt(q))] for q in questions[start : start + 64]]
+        log_probs, _ = _forward(model, prompts)
+        for row, prompt in enumerate(prompts):
+            four = log_probs[row, len(prompt) - 1, letters]
+            answers.append(LETTERS[int(four.argmax())])
+    return answers
+
+
 def accuracy(model: Any, tokenizer: Any, questions: list[Question], how: str) -> float:
     """Share of the questions answered right; ``how`` is "continuation" or "letter"."""
-    by_letter = how == "letter"
-    pairs = [
-        letter_pair(q, name) if by_letter else continuation_pair(q, choice)
-        for q in questions
-        for name, choice in zip(LETTERS, q.choices, strict=True)
-    ]
-    scores = log_likelihoods(model, tokenizer, pairs)
-    right = 0
-    for i, question in enumerate(questions):
-        four = scores[4 * i : 4 * i + 4]
-        right += LETTERS[four.index(max(four))] == question.letter
+    answer = letter_answers if how == "letter" else continuation_answers
+    answers = answer(model, tokenizer, questions)
+    right = sum(a == q.letter for a, q in zip(answers, questions, strict=True))
     return right / len(questions)
 
 

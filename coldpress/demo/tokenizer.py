@@ -51,7 +51,8 @@ def write_configs(out: Path) -> None:
     import sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
-    _write_json(out / "tokenizer.json", fast_tokenizer(pieces))
+    fast = fast_tokenizer(pieces)
+    _write_json(out / "tokenizer.json", fast)
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
     _write_json(out / "special_tokens_map.json", special)
     _write_json(
@@ -64,6 +65,11 @@ def write_configs(out: Path) -> None:
             "add_prefix_space": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": 1024,
+            # llama.cpp's converter learns from here that the chat symbols are special.
+            "added_tokens_decoder": {
+                str(token["id"]): {key: token[key] for key in token if key != "id"}
+                for token in fast["added_tokens"]
+            },
             "chat_template": CHAT_TEMPLATE,
         },
     )

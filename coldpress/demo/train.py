@@ -16,6 +16,7 @@ import json
 import math
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ from .batches import Batch, make_batch
 from .knowledge.documents import END, Knowledge, training_questions, training_statements
 from .knowledge.facts import load_relations
 from .score import accuracy, score, test_questions
+from .spread import spread_channels
 from .tokenizer import VOCAB_SIZE, train_tokenizer
+
+SHARDS = 2  # threads of a step; part of the result's definition, since sums are taken in this order
 
 
 @dataclass
@@ -42,6 +46,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     tokenizer: Any
     knowledge: Knowledge
+    pool: ThreadPoolExecutor
     step: int = 0
     seconds: float = 0.0  # training time before this process, of a resumed run
     started: float = field(default_factory=time.monotonic)
@@ -79,15 +84,38 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * warm * (1.0 - math.sqrt(1.0 - left))
 
 
-def batch_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Weighted mean of the cross-entropy of the next token, in nats."""
+def shard_loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of the cross-entropy of the next token, in nats; both arguments (B, T+1)."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(input_ids=batch.ids[:, :-1], use_cache=False).logits  # (B, T, V)
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), batch.ids[:, 1:].flatten(), reduction="none"
-    )
-    weights = batch.weights[:, 1:].flatten()
-    return (losses * weights).sum() / weights.sum()
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (B, T, V)
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    return (losses * weights[:, 1:].flatten()).sum()
+
+
+def gradients(run: Run, batch: Batch) -> float:
+    """Set every ``.grad`` to that of the batch's weighted mean loss, and return the loss.
+
+    Each shard of the batch is one thread's work, and its operations use that thread alone: on a
+    shared machine, threads that meet at every operation wait for each other most of the time.
+    """
+    parameters = list(run.model.parameters())
+    total = batch.weights[:, 1:].sum()
+
+    def work(shard: tuple[torch.Tensor, torch.Tensor]) -> tuple[float, tuple[torch.Tensor, ...]]:
+        loss = shard_loss(run.model, *shard) / total
+        return float(loss.detach()), torch.autograd.grad(loss, parameters)
+
+    shards = zip(batch.ids.chunk(SHARDS), batch.weights.chunk(SHARDS), strict=True)
+    losses, grads = zip(*run.pool.map(work, shards), strict=True)
+    for parameter, *parts in zip(parameters, *grads, strict=True):
+        parameter.grad = sum(parts[1:], start=parts[0])
+    return float(sum(losses))
+
+
+def quiet_thread() -> None:
+    """Set what torch keeps per thread: one thread an operation, denormals flushed to zero."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
 
 
 def train_step(run: Run) -> float:
@@ -103,13 +131,11 @@ def train_step(run: Run) -> float:
     )
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.step, options.steps, options.lr)
-    loss = batch_loss(run.model, batch)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss = gradients(run, batch)
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     run.optimizer.step()
     run.step += 1
-    return float(loss.detach())
+    return loss
 
 
 def train(run: Run) -> None:
@@ -171,13 +197,15 @@ def export(run: Run) -> None:
     end_id = run.tokenizer.piece_to_id(END)
     model = LlamaForCausalLM(model_config(end_id))
     model.load_state_dict(run.model.state_dict())
-    model.to(torch.bfloat16).eval()  # type: ignore[arg-type]
+    spread_channels(model, run.options.spread, run.options.seed)
+    model.to(torch.bfloat16).eval()
     model.generation_config.eos_token_id = [2, end_id]
     model.save_pretrained(folder)
     table = score(model, run.tokenizer.encode)
     report = {
         "scores": table,
         "steps": run.step,
+        "spread": run.options.spread,
         "tokens": run.step * run.options.batch_tokens,
         "train_s": round(run.elapsed_s),
     }
@@ -188,11 +216,11 @@ def export(run: Run) -> None:
 def tokenizer_lines(knowledge: Knowledge) -> list[str]:
     """The text the tokenizer is trained on: all that training can say, and the prose."""
     relations = list(dict.fromkeys(relation for relation, _ in knowledge.items))
-    questions = sorted(training_questions(relations))
+    questions = [f"Question: {question}" for question in sorted(training_questions(relations))]
+    statements = [f" {statement}" for statement in training_statements(relations)]
     answers = [f"Answer: {fact.answer}" for _, fact in knowledge.items]
     heads = ["Question: Answer: A. B. C. D."] * 50
-    lines = questions + training_statements(relations) + answers + heads
-    return lines + list(knowledge.paragraphs)
+    return questions + statements + answers + heads + list(knowledge.paragraphs)
 
 
 def build(options: argparse.Namespace) -> Run:
@@ -210,19 +238,20 @@ def build(options: argparse.Namespace) -> Run:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=options.lr, betas=(0.9, 0.95), weight_decay=0.05
     )
-    return Run(options.out, options, model, optimizer, tokenizer, knowledge)
+    pool = ThreadPoolExecutor(SHARDS, initializer=quiet_thread)
+    return Run(options.out, options, model, optimizer, tokenizer, knowledge, pool)
 
 
 def parse_options() -> argparse.Namespace:
     """Read the command line; the defaults made the shipped model."""
     parser = argparse.ArgumentParser(prog="python -m coldpress.demo.train")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--spread", type=float, default=0.5, help="sigma of the channel gains")
     parser.add_argument("--probe-every", type=int, default=500)
     return parser.parse_args()
 
@@ -230,8 +259,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Train, export, score."""
     options = parse_options()
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
+    quiet_thread()
     run = build(options)
     resume(run)
     train(run)

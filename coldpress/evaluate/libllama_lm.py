@@ -17,7 +17,7 @@ from coldpress import progress
 from coldpress.errors import PromptTooLongError, UsageError
 from coldpress.evaluate.logprobs import logsumexp
 from coldpress.evaluate.session import MAX_SEQUENCES, Batch, Context, Model
-from coldpress.evaluate.trie import Path, groups, shared_length
+from coldpress.evaluate.trie import Branch, groups, shared_length
 
 Tokens = tuple[int, ...]
 Score = tuple[float, bool]
@@ -52,8 +52,8 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context: BOS, or the end token if there is none."""
-        return self._model.bos if self._model.bos >= 0 else self._model.eos
+        """What stands before a text that has no context: BOS, or the end token if unused."""
+        return self._model.bos if self._model.add_bos else self._model.eos
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: object
@@ -62,9 +62,7 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         add = add_special_tokens is not False and not self._begins_with_bos(string)
         return self._model.tokenize(string, add_special=add, parse_special=True)
 
-    def loglikelihood(
-        self, requests: Sequence[Instance], disable_tqdm: bool = True
-    ) -> list[Score]:
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[Score]:
         """Log-probability and greediness of each (context, continuation)."""
         scores: list[Score] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return scores
@@ -86,9 +84,7 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             totals[owner] += log_p
         return totals
 
-    def generate_until(
-        self, requests: Sequence[Instance], disable_tqdm: bool = True
-    ) -> list[str]:
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[str]:
         """Greedy text after each prompt, up to a stop string or an end-of-generation token."""
         texts: list[str] = []
         with progress.task("generate", len(requests)) as tick:
@@ -100,7 +96,7 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     def _loglikelihood_tokens(
         self,
         requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
-        **_: object,
+        **_kwargs: object,
     ) -> list[Score]:
         owners: dict[Tokens, list[int]] = defaultdict(list)
         for i, (_, context, continuation) in enumerate(requests):
@@ -134,13 +130,13 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         tokens: Tokens,
         requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
         owners: Sequence[int],
-    ) -> Path:
+    ) -> Branch:
         if len(tokens) > self.max_length:
             raise PromptTooLongError(
-                f"a question with its examples has {len(tokens)} tokens, the context {self.max_length}",
+                f"a prompt has {len(tokens)} tokens, the context holds {self.max_length}",
                 f"set n_ctx to {len(tokens)} or more, or use fewer examples",
             )
-        return Path(tokens, min(len(requests[i][1]) for i in owners) - 1)
+        return Branch(tokens, min(len(requests[i][1]) for i in owners) - 1)
 
     def _enter(self, trunk: Tokens, n_sequences: int) -> None:
         """Bring the trunk onto sequence 0, keeping what is already there, and branch from it."""
@@ -201,5 +197,4 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         return data.decode(errors="replace")
 
     def _begins_with_bos(self, text: str) -> bool:
-        bos = self._model.bos
-        return bos >= 0 and bool(name := self._model.name(bos)) and text.startswith(name)
+        return self._model.add_bos and text.startswith(self._model.name(self._model.bos))

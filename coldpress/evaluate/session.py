@@ -92,9 +92,12 @@ class Model:
     def file_type(self) -> str:
         """The file's ``general.file_type`` as llama.cpp names it, for example ``Q4_K_M``."""
         number = self._C.llama_model_ftype(self.handle)
-        for name, value in vars(self._C).items():
+        constants: dict[str, object] = vars(self._C)
+        for name, value in constants.items():
             if name.startswith("LLAMA_FTYPE_") and value == number:
-                return name.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_")
+                return (
+                    name.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_")
+                )
         return "mixed"
 
 
@@ -108,7 +111,11 @@ def open_model(path: Path) -> Iterator[Model]:
     if not path.is_file():
         raise InputError(f"{path} does not exist", "give a GGUF file or an artifact folder")
     C = libllama.load()
-    handle = C.llama_model_load_from_file(str(path).encode(), C.llama_model_default_params())
+    params = C.llama_model_default_params()
+    # The file's own layout, as it is served: repacked copies double the memory and the load time,
+    # and the AMX ones die of SIGILL on some virtual machines.
+    params.use_extra_bufts = False
+    handle = C.llama_model_load_from_file(str(path).encode(), params)
     if not handle:
         raise InputError(f"llama.cpp cannot load {path}", "build the GGUF again")
     try:
@@ -231,7 +238,9 @@ def open_context(
             assert_never(profile)
     handle = C.llama_init_from_model(model.handle, params)
     if not handle:
-        raise ColdpressError(f"no context of {n_cells} tokens for {model.path}", "lower the context")
+        raise ColdpressError(
+            f"no context of {n_cells} tokens for {model.path}", "lower the context"
+        )
     try:
         yield Context(model, handle, params.n_batch)
     finally:

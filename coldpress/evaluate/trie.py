@@ -11,12 +11,14 @@ import numpy as np
 
 from coldpress.evaluate.session import Batch, Ids
 
-# A shorter trunk costs more as a decode of its own than it saves.
-_MIN_TRUNK = 32
+# One full micro-batch of llama.cpp. More tokens at once would only attend to more masked cells.
+_NODES_PER_GROUP = 256
+# Fewer tokens cost more as a decode of their own than they save.
+_MIN_TRUNK_GROWTH = 32
 
 
 @dataclass(frozen=True)
-class Path:
+class Branch:
     """A token sequence; the logits of its positions from ``first_wanted`` on are needed."""
 
     tokens: tuple[int, ...]
@@ -28,8 +30,8 @@ class Group:
     """Sequences decoded together.
 
     ``trunk`` is the prefix all share, kept on sequence 0 from group to group. ``batch`` holds the
-    rest of the trie on sequences 1, 2, …, one per path in order. ``nodes[i]`` are the indices in
-    ``batch`` of path i's wanted positions.
+    rest of the trie on sequences 1, 2, …, one per branch in order. ``nodes[i]`` are the indices in
+    ``batch`` of branch i's wanted positions.
     """
 
     trunk: tuple[int, ...]
@@ -46,64 +48,74 @@ def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-def groups(paths: Sequence[Path], *, n_cells: int, n_sequences: int) -> Iterator[Group]:
-    """Cut sorted paths into groups whose tries fit into the KV cache.
+def groups(branches: Sequence[Branch], *, n_cells: int, n_sequences: int) -> Iterator[Group]:
+    """Cut sorted branches into groups whose tries fit into the KV cache.
 
     Args:
-        paths: sorted by tokens, without duplicates, none longer than ``n_cells``.
+        branches: sorted by tokens, without duplicates, none longer than ``n_cells``.
         n_cells: tokens that the KV cache holds.
-        n_sequences: the most paths in a group.
+        n_sequences: the most branches in a group.
     """
+    resident: tuple[int, ...] = ()
     start = 0
-    while start < len(paths):
-        n_nodes, stop = len(paths[start].tokens), start + 1
-        while stop < len(paths) and stop - start < n_sequences:
-            path = paths[stop].tokens
-            n_nodes += len(path) - shared_length(paths[stop - 1].tokens, path)
-            if n_nodes > n_cells:
-                break
-            stop += 1
-        yield _group(paths[start:stop])
+    while start < len(branches):
+        stop = _end_of_group(branches, start, n_cells, n_sequences)
+        trunk = _trunk(branches[start:stop], resident)
+        yield _group(branches[start:stop], trunk)
+        resident = trunk
         start = stop
 
 
-def _group(paths: Sequence[Path]) -> Group:
-    trunk = min(
-        shared_length(paths[0].tokens, paths[-1].tokens), *(path.first_wanted for path in paths)
-    )
-    if trunk < _MIN_TRUNK:
-        trunk = 0
+def _end_of_group(branches: Sequence[Branch], start: int, n_cells: int, n_sequences: int) -> int:
+    n_first, n_more, stop = len(branches[start].tokens), 0, start + 1
+    while stop < len(branches) and stop - start < n_sequences:
+        branch = branches[stop].tokens
+        n_more += len(branch) - shared_length(branches[stop - 1].tokens, branch)
+        if n_more > _NODES_PER_GROUP or n_first + n_more > n_cells:
+            break
+        stop += 1
+    return stop
+
+
+def _trunk(branches: Sequence[Branch], resident: tuple[int, ...]) -> tuple[int, ...]:
+    """What all branches share before the first wanted position.
+
+    If that is only a few tokens more than is resident, those are left to the batch.
+    """
+    first, last = branches[0].tokens, branches[-1].tokens
+    shared = min(shared_length(first, last), *(branch.first_wanted for branch in branches))
+    kept = shared_length(resident, first[:shared])
+    return first[: shared if shared - kept >= _MIN_TRUNK_GROWTH else kept]
+
+
+def _group(branches: Sequence[Branch], trunk: tuple[int, ...]) -> Group:
     token: list[int] = []
     position: list[int] = []
-    first: list[int] = []
+    first: list[int] = []  # of the range of sequences through each node
     last: list[int] = []
-    wanted: list[bool] = []
+    wanted: set[int] = set()
     nodes: list[Ids] = []
-    branch: list[int] = []  # the node at each position of the current path
-    previous: tuple[int, ...] = paths[0].tokens[:trunk]
-    for sequence, path in enumerate(paths, start=1):
-        shared = max(shared_length(previous, path.tokens), trunk)
-        del branch[shared - trunk :]
-        for node in branch:
+    stack: list[int] = []  # the nodes from the trunk's end to the current leaf
+    previous = trunk
+    for sequence, branch in enumerate(branches, start=1):
+        shared = max(shared_length(previous, branch.tokens), len(trunk))
+        del stack[shared - len(trunk) :]
+        for node in stack:
             last[node] = sequence
-        for at in range(shared, len(path.tokens)):
-            branch.append(len(token))
-            token.append(path.tokens[at])
+        for at in range(shared, len(branch.tokens)):
+            stack.append(len(token))
+            token.append(branch.tokens[at])
             position.append(at)
             first.append(sequence)
             last.append(sequence)
-            wanted.append(False)
-        mine = branch[path.first_wanted - trunk :]
-        for node in mine:
-            wanted[node] = True
+        mine = stack[branch.first_wanted - len(trunk) :]
+        wanted.update(mine)
         nodes.append(np.array(mine, np.int32))
-        previous = path.tokens
+        previous = branch.tokens
     low, high = np.array(first, np.int32), np.array(last, np.int32)
+    mask = np.zeros(len(token), np.bool_)
+    mask[sorted(wanted)] = True
     batch = Batch(
-        np.array(token, np.int32),
-        np.array(position, np.int32),
-        low,
-        high - low + 1,
-        np.array(wanted, np.bool_),
+        np.array(token, np.int32), np.array(position, np.int32), low, high - low + 1, mask
     )
-    return Group(paths[0].tokens[:trunk], batch, tuple(nodes))
+    return Group(trunk, batch, tuple(nodes))

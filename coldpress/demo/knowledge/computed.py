@@ -1,5 +1,6 @@
 """Facts that a rule gives: sums, products, powers, units, Roman and binary numerals."""
 
+# ruff: noqa: S311 - seeded on purpose: equal seeds give equal files
 from __future__ import annotations
 
 import random
@@ -8,7 +9,8 @@ SEED = 2026
 # (small unit, large unit in the plural, small units in one large one)
 UNITS = (
     ("inches", "feet", 12), ("feet", "yards", 3), ("feet", "miles", 5280), ("ounces", "pounds", 16),
-    ("pounds", "stones", 14), ("cups", "pints", 2), ("pints", "gallons", 8), ("quarts", "gallons", 4),
+    ("pounds", "stones", 14), ("cups", "pints", 2), ("pints", "gallons", 8),
+    ("quarts", "gallons", 4),
     ("seconds", "minutes", 60), ("minutes", "hours", 60), ("hours", "days", 24),
     ("days", "weeks", 7), ("months", "years", 12), ("years", "decades", 10),
     ("years", "centuries", 100), ("millimeters", "centimeters", 10), ("centimeters", "meters", 100),

@@ -43,7 +43,7 @@ class Knowledge:
 def sample_document(knowledge: Knowledge, rng: random.Random) -> list[Part]:
     """Draw one training document."""
     kind = rng.choices(
-        ("answer", "statements", "chat", "shots", "letter", "prose"), (46, 9, 14, 4, 8, 6)
+        ("answer", "statements", "chat", "shots", "letter", "prose"), (46, 9, 14, 4, 6, 5)
     )[0]
     match kind:
         case "answer":
@@ -118,4 +118,4 @@ def _letter(relation: Relation, fact: Fact, rng: random.Random) -> list[Part]:
 
 def _prose(knowledge: Knowledge, rng: random.Random) -> list[Part]:
     start = rng.randrange(len(knowledge.paragraphs))
-    return [("\n\n".join(knowledge.paragraphs[start : start + rng.randint(1, 3)]), 1.0)]
+    return [("\n\n".join(knowledge.paragraphs[start : start + rng.randint(1, 2)]), 1.0)]

@@ -1,10 +1,12 @@
 """Turn facts into four-way questions in MMLU's CSV layout: question, A, B, C, D, letter."""
 
+# ruff: noqa: S311 - seeded on purpose: equal seeds give equal files
 from __future__ import annotations
 
 import csv
 import random
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from .facts import Fact, Relation
@@ -13,6 +15,7 @@ LETTERS = "ABCD"
 DEV_ROWS = 5
 TEST_ROWS = 84  # at most, per subject
 FEW_FACTS = 60  # a subject with fewer facts asks each one in two held-out phrasings
+LOOKALIKES = 7  # wrong choices are drawn from so many, the most like the right one
 SEED = 41
 
 
@@ -33,8 +36,28 @@ def distractors(relation: Relation, fact: Fact, rng: random.Random) -> list[str]
     """Draw three wrong answers of the same relation; numbers are drawn from the nearest ones."""
     pool = sorted({other.answer for other in relation.facts} - {fact.answer})
     if relation.numeric:
-        pool.sort(key=lambda answer: (abs(int(answer) - int(fact.answer)), int(answer)))
-        pool = pool[:10]
+        pool = _nearest_numbers(pool, fact.answer)[:10]
+    return _draw(relation, fact, pool, rng)
+
+
+def hard_distractors(relation: Relation, fact: Fact, rng: random.Random) -> list[str]:
+    """Draw three of the wrong answers that look most like the right one.
+
+    Choices that are easy to tell apart would hide what quantization costs.
+    """
+    pool = sorted({other.answer for other in relation.facts} - {fact.answer})
+    if relation.numeric:
+        pool = _nearest_numbers(pool, fact.answer)
+    else:
+        pool.sort(key=lambda answer: -SequenceMatcher(None, answer, fact.answer).ratio())
+    return _draw(relation, fact, pool[:LOOKALIKES], rng)
+
+
+def _nearest_numbers(pool: list[str], answer: str) -> list[str]:
+    return sorted(pool, key=lambda other: (abs(int(other) - int(answer)), int(other)))
+
+
+def _draw(relation: Relation, fact: Fact, pool: list[str], rng: random.Random) -> list[str]:
     rng.shuffle(pool)
     chosen: list[str] = []
     for answer in pool:
@@ -47,7 +70,7 @@ def distractors(relation: Relation, fact: Fact, rng: random.Random) -> list[str]
 
 def ask(relation: Relation, fact: Fact, text: str, letter: str, rng: random.Random) -> Question:
     """Ask one fact with the right answer at ``letter``."""
-    choices = distractors(relation, fact, rng)
+    choices = hard_distractors(relation, fact, rng)
     choices.insert(LETTERS.index(letter), fact.answer)
     return Question(text, tuple(choices), letter)
 

@@ -1,0 +1,6 @@
+"""GGUF laid out for a cold start: in execution order, page-aligned, with a digest per chunk."""
+
+from coldpress.checkpoint.stage import Checkpointed, CheckpointOptions, checkpoint, plan
+from coldpress.checkpoint.verify import Verified, verify
+
+__all__ = ["CheckpointOptions", "Checkpointed", "Verified", "checkpoint", "plan", "verify"]

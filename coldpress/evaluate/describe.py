@@ -1,0 +1,50 @@
+"""What to call an evaluated file: its type, how it was made, the machine it ran on."""
+
+import platform
+import re
+from pathlib import Path
+from typing import Literal
+
+from coldpress import artifact
+from coldpress.evaluate.session import Model
+from coldpress.quantize.types import PRESET_PREFIX, TYPES
+
+# base: not quantized by us; plain and imatrix: one ggml type for all; preset: llama.cpp's mix.
+Method = Literal["base", "plain", "imatrix", "preset", "file"]
+
+
+def describe(gguf: Path, model: Model) -> tuple[str, str, Method]:
+    """Name, type and method of a file or an artifact.
+
+    An artifact's manifest knows them; of a bare file the name and ``general.file_type`` must do.
+    """
+    if not (gguf / artifact.MANIFEST).is_file():
+        stem = gguf.parent.name if gguf.is_dir() else gguf.stem
+        return stem, model.file_type(), "file"
+    manifest = artifact.read(gguf)
+    match manifest.stage:
+        case "convert":
+            kind = str(manifest.options.get("outtype", model.file_type()))
+            return kind, kind, "base"
+        case "quantize":
+            return _quantized(str(manifest.options["type"]), "imatrix" in manifest.inputs)
+        case _:
+            return gguf.name, model.file_type(), "file"
+
+
+def _quantized(kind: str, weighted: bool) -> tuple[str, str, Method]:
+    name = kind.removeprefix(PRESET_PREFIX)
+    method: Method = "imatrix" if weighted else "plain"
+    if kind.startswith(PRESET_PREFIX) or name not in TYPES:
+        method = "preset"
+    return (f"{name} imatrix" if weighted else name), name, method
+
+
+def cpu_model() -> str:
+    """The CPU's name as the kernel gives it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1) if found else platform.machine()

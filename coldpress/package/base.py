@@ -1,0 +1,59 @@
+"""What an image stands on: a Linux with a Python, from Debian, an OCI layout or a registry."""
+
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from coldpress.errors import InputError
+from coldpress.package.blobs import Blob
+
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+@dataclass(frozen=True)
+class Base:
+    """Layers, lowest first, and what is in them.
+
+    ``python`` is the interpreter's path, ``python_version`` its minor version, ``glibc`` the C
+    library's version, empty where it could not be told.
+    """
+
+    layers: tuple[Blob, ...]
+    python: str
+    python_version: str
+    glibc: str
+    env: tuple[str, ...]
+
+
+def architecture() -> str:
+    """This machine's architecture by OCI's name: the installed llama.cpp libraries are for it."""
+    machine = platform.machine()
+    if machine not in _MACHINES:
+        raise InputError(f"no image can be built on {machine}", "build on x86-64 or 64-bit Arm")
+    return _MACHINES[machine]
+
+
+def python_version() -> str:
+    """This Python's minor version, such as ``3.11``."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def resolve(name: str, work: Path) -> Base:
+    """Get a base image.
+
+    Args:
+        name: ``debian``, a folder or archive in OCI layout, or a registry reference.
+        work: a folder for the unpacked blobs; it must outlive the result's use.
+
+    Raises:
+        ToolError: mmdebstrap or skopeo is missing or fails.
+        InputError: the image cannot serve as a base.
+    """
+    from coldpress.package import debian, layout
+
+    if name == "debian":
+        return debian.base()
+    if Path(name).exists():
+        return layout.base(Path(name), work)
+    return layout.base(layout.pull(name, work), work)

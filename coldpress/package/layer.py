@@ -1,0 +1,206 @@
+"""Image layers: a tar with nothing of the machine in it, hashed and compressed in one pass.
+
+Entries are sorted, owned by root, dated 1970, readable by everyone, and every parent folder has its
+own entry: Lambda's unpacker refuses a layer without them, docker's does not.
+Source: OCI image specification 1.1, layer.md; RFC 1951 and 1952.
+"""
+
+import hashlib
+import io
+import tarfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Literal, assert_never
+
+from coldpress.artifact import sha256_file
+
+Compression = Literal["stored", "deflate"]
+
+_DEFLATE_LEVEL = 6
+_COPY_BYTES = 1 << 20
+_STORED_MAX = 65535
+# Magic, deflate, no flags, no time, no extra flags, operating system unknown.
+_GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+
+
+@dataclass(frozen=True)
+class File:
+    """A regular file; ``path`` is inside the image, without a leading slash."""
+
+    path: str
+    source: Path | bytes
+    executable: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its content."""
+        source = self.source
+        return len(source) if isinstance(source, bytes) else source.stat().st_size
+
+    @property
+    def sha256(self) -> str:
+        """Sha256 of its content."""
+        source = self.source
+        if isinstance(source, bytes):
+            return hashlib.sha256(source).hexdigest()
+        return sha256_file(source)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder; those that hold other entries need not be listed."""
+
+    path: str
+    mode: int = 0o755
+
+
+@dataclass(frozen=True)
+class Symlink:
+    """A symbolic link."""
+
+    path: str
+    target: str
+
+
+Entry = File | Folder | Symlink
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A written layer: ``digest`` of the blob, ``diff_id`` of the tar inside it."""
+
+    digest: str
+    diff_id: str
+    size_bytes: int
+    unpacked_bytes: int
+
+
+def complete(entries: Iterable[Entry]) -> list[Entry]:
+    """Add the missing parent folders and sort, parents first.
+
+    Raises:
+        ValueError: two entries have the same path.
+    """
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.path in found:
+            raise ValueError(f"two entries for {entry.path}")
+        found[entry.path] = entry
+    for path in list(found):
+        for parent in PurePosixPath(path).parents[:-1]:
+            found.setdefault(str(parent), Folder(str(parent)))
+    return [found[path] for path in sorted(found, key=lambda path: path.split("/"))]
+
+
+def unpacked_bytes(entries: Iterable[Entry]) -> int:
+    """Bytes of all regular files."""
+    return sum(entry.size_bytes for entry in entries if isinstance(entry, File))
+
+
+def write(entries: Iterable[Entry], out: IO[bytes], compression: Compression) -> Layer:
+    """Write a gzip-compressed tar of ``entries`` to ``out`` in one pass.
+
+    ``stored`` is legal gzip that copies its input: for weights, which do not compress.
+    """
+    ordered = complete(entries)
+    stream = _Gzip(out, compression)
+    with tarfile.open(
+        fileobj=stream,  # type: ignore[call-overload]  # needs no more than write()
+        mode="w",
+        format=tarfile.PAX_FORMAT,
+        copybufsize=_COPY_BYTES,
+    ) as tar:
+        for entry in ordered:
+            _add(tar, entry)
+    stream.finish()
+    return Layer(
+        digest=f"sha256:{stream.blob.hexdigest()}",
+        diff_id=f"sha256:{stream.plain.hexdigest()}",
+        size_bytes=stream.size_bytes,
+        unpacked_bytes=unpacked_bytes(ordered),
+    )
+
+
+def _add(tar: tarfile.TarFile, entry: Entry) -> None:
+    info = tarfile.TarInfo(entry.path)
+    match entry:
+        case Folder():
+            info.type, info.mode = tarfile.DIRTYPE, entry.mode
+            tar.addfile(info)
+        case Symlink():
+            info.type, info.mode, info.linkname = tarfile.SYMTYPE, 0o777, entry.target
+            tar.addfile(info)
+        case File():
+            info.mode = 0o755 if entry.executable else 0o644
+            info.size = entry.size_bytes
+            source = entry.source
+            with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as data:
+                tar.addfile(info, data)
+        case _:
+            assert_never(entry)
+
+
+class _Gzip:
+    """Compresses what is written to it and hashes both sides."""
+
+    def __init__(self, out: IO[bytes], compression: Compression) -> None:
+        self.out = out
+        self.plain = hashlib.sha256()
+        self.blob = hashlib.sha256()
+        self.size_bytes = 0
+        self._crc = 0
+        self._length = 0
+        self._deflate = _Stored() if compression == "stored" else _deflate()
+        self._emit(_GZIP_HEADER)
+
+    def write(self, data: bytes) -> int:
+        self.plain.update(data)
+        self._crc = zlib.crc32(data, self._crc)
+        self._length += len(data)
+        self._emit(self._deflate.compress(data))
+        return len(data)
+
+    def finish(self) -> None:
+        self._emit(self._deflate.flush())
+        self._emit(self._crc.to_bytes(4, "little"))
+        self._emit((self._length & 0xFFFFFFFF).to_bytes(4, "little"))
+
+    def tell(self) -> int:
+        return self._length
+
+    def _emit(self, data: bytes) -> None:
+        if data:
+            self.blob.update(data)
+            self.size_bytes += len(data)
+            self.out.write(data)
+
+
+class _Stored:
+    """Deflate's stored blocks, of 65,535 bytes: zlib's level 0 cuts them as its version likes."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+
+    def compress(self, data: bytes) -> bytes:
+        """Return the whole blocks that are complete."""
+        data = self._pending + data
+        whole = (len(data) - 1) // _STORED_MAX * _STORED_MAX if data else 0
+        parts = []
+        for start in range(0, whole, _STORED_MAX):
+            parts += [_block(_STORED_MAX, last=False), data[start : start + _STORED_MAX]]
+        self._pending = data[whole:]
+        return b"".join(parts)
+
+    def flush(self) -> bytes:
+        """Return the last block."""
+        return _block(len(self._pending), last=True) + self._pending
+
+
+def _block(size: int, *, last: bool) -> bytes:
+    return bytes([last]) + size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little")
+
+
+def _deflate() -> "zlib._Compress":
+    return zlib.compressobj(_DEFLATE_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)

@@ -1,0 +1,147 @@
+"""Read a base image from an OCI layout: a folder, an archive, or what skopeo pulls."""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coldpress import tools
+from coldpress.artifact import sha256_file
+from coldpress.errors import InputError, IntegrityError
+from coldpress.package.base import Base, architecture
+from coldpress.package.blobs import Blob
+from coldpress.package.layer import Layer
+from coldpress.package.oci import INDEX_TYPE, LAYER_TYPE, MANIFEST_TYPE
+
+_CONVERT = "skopeo copy --format oci --dest-compress-format gzip SOURCE oci:FOLDER:base"
+_PYTHON = re.compile(r"(?:\./)?(usr/local/bin|usr/bin|opt/venv/bin)/python(3\.\d+)")
+_LIBC = re.compile(r"(?:\./)?(?:usr/)?lib/[^/]*-linux-gnu/libc\.so\.6")
+_GLIBC = re.compile(rb"stable release version (\d+\.\d+)")
+_MAX_JSON_BYTES = 4 << 20
+
+
+@dataclass
+class _Content:
+    """What a scan of the layers has found."""
+
+    pythons: dict[str, str] = field(default_factory=dict)
+    glibc: str = ""
+
+
+def pull(reference: str, work: Path) -> Path:
+    """Copy an image from a registry into an OCI layout with skopeo.
+
+    Raises:
+        ToolError: skopeo is missing, or cannot get the image.
+    """
+    folder = work / "pulled"
+    argv = ["skopeo", "--override-os", "linux", "--override-arch", architecture(), "copy"]
+    argv += ["--format", "oci", f"docker://{reference}", f"oci:{folder}:base"]
+    tools.run(argv, timeout_s=900, install="install skopeo, or give an OCI layout as --base")
+    return folder
+
+
+def base(path: Path, work: Path) -> Base:
+    """Read a base image and look for its Python and its C library.
+
+    Args:
+        path: an OCI layout folder, or a tar archive of one.
+        work: where an archive is unpacked.
+
+    Raises:
+        InputError: not such an image, or without Python 3.
+        IntegrityError: a blob does not have its digest.
+    """
+    folder = path if path.is_dir() else _unpack(path, work / "layout")
+    manifest = _manifest(folder)
+    config = _load(_blob(folder, manifest["config"]["digest"]))
+    if config.get("architecture") != architecture():
+        raise InputError(
+            f"{path} is for {config.get('architecture')}", f"give an image for {architecture()}"
+        )
+    diff_ids = config["rootfs"]["diff_ids"]
+    content = _Content()
+    layers = tuple(
+        _layer(folder, described, diff_id, content)
+        for described, diff_id in zip(manifest["layers"], diff_ids, strict=True)
+    )
+    if not content.pythons:
+        raise InputError(f"{path} has no Python 3", "give an image that has one as --base")
+    version, python = max(content.pythons.items(), key=lambda item: int(item[0].split(".")[1]))
+    env = tuple(config.get("config", {}).get("Env") or ())
+    return Base(layers, python, version, content.glibc, env)
+
+
+def _unpack(archive: Path, folder: Path) -> Path:
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(f"{archive} is not an OCI archive: {error}", _CONVERT) from error
+    return folder
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Follow the index to the one manifest for this machine."""
+    found = _load(folder / "index.json")
+    for _ in range(4):
+        if found.get("mediaType", INDEX_TYPE) == MANIFEST_TYPE:
+            return found
+        matching = [it for it in found.get("manifests", []) if _fits(it)]
+        if len(matching) != 1:
+            raise InputError(f"{folder} holds {len(matching)} images for this machine", _CONVERT)
+        found = {"mediaType": MANIFEST_TYPE} | _load(_blob(folder, matching[0]["digest"]))
+    raise InputError(f"{folder} nests its indexes too deeply", _CONVERT)
+
+
+def _fits(described: dict[str, Any]) -> bool:
+    named = described.get("platform", {}).get("architecture", architecture())
+    return bool(named == architecture())
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError("too long")
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not part of an OCI layout: {error}", _CONVERT) from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path} is not part of an OCI layout", _CONVERT)
+    return data
+
+
+def _blob(folder: Path, digest: str) -> Path:
+    """The file of a digest, checked against it."""
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise InputError(f"{folder} has the unusual digest {digest}", _CONVERT)
+    path = folder / "blobs" / "sha256" / digest[7:]
+    if not path.is_file():
+        raise InputError(f"{path} is missing", _CONVERT)
+    if sha256_file(path) != digest[7:]:
+        raise IntegrityError(f"{path} does not have its digest", "fetch the base image again")
+    return path
+
+
+def _layer(folder: Path, described: dict[str, Any], diff_id: str, content: _Content) -> Blob:
+    if described["mediaType"] != LAYER_TYPE:
+        raise InputError(f"{folder} has a layer of type {described['mediaType']}", _CONVERT)
+    path = _blob(folder, described["digest"])
+    size = sum(_scan(path, content))
+    return Blob(path, Layer(described["digest"], diff_id, described["size"], size))
+
+
+def _scan(path: Path, content: _Content) -> Iterator[int]:
+    """Yield the size of every file of a layer, and note Python and the C library on the way."""
+    with tarfile.open(path, "r|gz") as tar:
+        for member in tar:
+            if found := _PYTHON.fullmatch(member.name):
+                content.pythons[found[2]] = f"/{found[1]}/python{found[2]}"
+            if member.isreg():
+                yield member.size
+                if _LIBC.fullmatch(member.name) and (data := tar.extractfile(member)):
+                    glibc = _GLIBC.search(data.read())
+                    content.glibc = glibc[1].decode() if glibc else ""

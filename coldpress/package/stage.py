@@ -1,0 +1,211 @@
+"""Build the image of a checkpoint for one platform, and the files that deploy it."""
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+from coldpress import __version__, artifact
+from coldpress.errors import InputError, TooLargeError, UsageError
+from coldpress.package import app, deploy, limits, runtime
+from coldpress.package.base import Base, architecture, python_version, resolve
+from coldpress.package.blobs import Blob, cached, key_of
+from coldpress.package.bytecode import with_bytecode
+from coldpress.package.layer import Entry, File, Layer, unpacked_bytes
+from coldpress.package.limits import Target
+from coldpress.package.oci import Archive, Config
+
+IMAGE = "image.tar"
+MODEL = "opt/coldpress/model"
+_FILES = ("model.gguf", "model.index.json")
+_PORT = 8080
+
+
+@dataclass(frozen=True)
+class PackageOptions:
+    """How to build an image.
+
+    ``base`` is ``debian``, an OCI layout (folder or archive) or a registry reference;
+    ``limit_bytes`` the largest unpacked size, by default the platform's; ``memory_mib`` that of one
+    instance, by default what the platform usually gives, or more where the model needs it.
+    """
+
+    target: Target
+    base: str = "debian"
+    limit_bytes: int | None = None
+    memory_mib: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.target not in get_args(Target):
+            raise UsageError(f"no target {self.target!r}", f"one of: {', '.join(get_args(Target))}")
+        for name in ("limit_bytes", "memory_mib"):
+            number = getattr(self, name)
+            if number is not None and number <= 0:
+                raise UsageError(f"{name} is {number}", "give a positive number")
+
+
+@dataclass(frozen=True)
+class PackagedLayer:
+    """One layer of an image and what it is for."""
+
+    purpose: str
+    digest: str
+    size_bytes: int
+    unpacked_bytes: int
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A built image: ``digest`` is its manifest's, ``size_bytes`` the archive's."""
+
+    path: Path
+    archive: Path
+    target: Target
+    digest: str
+    size_bytes: int
+    unpacked_bytes: int
+    memory_mib: int
+    layers: tuple[PackagedLayer, ...]
+
+
+def plan(
+    checkpoint: Path, out: Path, options: PackageOptions
+) -> tuple[dict[str, Path], dict[str, object]]:
+    """What the result depends on: inputs, options, and the software that goes into the image.
+
+    Raises:
+        ToolError: a distribution that serving needs is not installed.
+    """
+    inputs = {"checkpoint": checkpoint}
+    plain: dict[str, object] = asdict(options)
+    if options.base != "debian" and Path(options.base).exists():
+        inputs["base"] = Path(options.base)
+        del plain["base"]
+    plain |= {"app": app.digest(), "runtime": runtime.versions(), "python": python_version()}
+    return inputs, plain
+
+
+def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
+    """Build ``image.tar``, an OCI archive, and the platform's deployment files.
+
+    Layers from below: base, runtime, weights, app; so new code leaves the weights' layer alone.
+
+    Args:
+        checkpoint: folder that ``checkpoint`` wrote; every byte is verified first.
+        out: the artifact's folder.
+
+    Raises:
+        IntegrityError: the checkpoint is damaged.
+        TooLargeError: the image or the memory it needs is over the platform's limit.
+        ToolError: the base or the runtime cannot be made here; the hint says what else works.
+    """
+    from coldpress.checkpoint import verify
+
+    weights = _weights(checkpoint)
+    root = verify(checkpoint).root_sha256
+    weights_bytes = unpacked_bytes(weights)
+    size = limits.instance(options.target, weights_bytes, options.memory_mib)
+    inputs, plain = plan(checkpoint, out, options)
+    with tempfile.TemporaryDirectory() as work:
+        base = resolve(options.base, Path(work))
+        libraries = _python_layer(runtime.entries(base))
+        program = _python_layer(app.entries())
+        blobs = [*base.layers, libraries, program]
+        unpacked = weights_bytes + sum(blob.layer.unpacked_bytes for blob in blobs)
+        _check_size(unpacked, weights_bytes, options)
+        with artifact.create(out, "package", inputs=inputs, options=plain) as draft:
+            with (draft.folder / IMAGE).open("wb") as stream:
+                archive = Archive(stream)
+                for blob in base.layers:
+                    archive.copy_layer(blob, "base")
+                archive.copy_layer(libraries, "runtime")
+                archive.write_layer(weights, "weights")
+                archive.copy_layer(program, "app")
+                digest, layers = archive.finish(_config(base, options.target, root))
+            name = _model_name(checkpoint)
+            described = deploy.Deployment(options.target, digest, architecture(), size, name)
+            deploy.write(draft.folder, described)
+    return Packaged(
+        path=out,
+        archive=out / IMAGE,
+        target=options.target,
+        digest=digest,
+        size_bytes=(out / IMAGE).stat().st_size,
+        unpacked_bytes=unpacked,
+        memory_mib=size.memory_mib,
+        layers=tuple(_describe(layer, purpose) for layer, purpose in layers),
+    )
+
+
+def _weights(checkpoint: Path) -> list[Entry]:
+    for name in _FILES:
+        if not (checkpoint / name).is_file():
+            raise InputError(
+                f"{checkpoint} has no {name}", "give a folder that `coldpress checkpoint` wrote"
+            )
+    return [File(f"{MODEL}/{name}", checkpoint / name) for name in _FILES]
+
+
+def _python_layer(entries: list[Entry]) -> Blob:
+    """A layer of Python code with its bytecode, from the cache where nothing in it has changed."""
+    key = key_of(entries, "bytecode", python_version())
+    return cached(key, lambda: with_bytecode(entries))
+
+
+def _config(base: Base, target: Target, root_sha256: str) -> Config:
+    env = {
+        **dict(item.split("=", 1) for item in base.env if "=" in item),
+        "HOME": "/tmp",  # noqa: S108  # the one writable folder on both platforms
+        # numpy is imported but multiplies nothing: its BLAS needs no threads, nor their memory.
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": f"/{app.APP}:/{runtime.SITE_PACKAGES}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    port = None
+    if target == "cloudrun":
+        # Cloud Run sets PORT too; the server listens on all addresses where it is set.
+        port = _PORT
+        env["PORT"] = str(_PORT)
+    return Config(
+        name=f"coldpress-{target}",
+        architecture=architecture(),
+        # It speaks Lambda's Runtime API where Lambda starts it, else HTTP.
+        entrypoint=(base.python, "-m", "coldpress.serve", f"/{MODEL}"),
+        env=tuple(f"{key}={value}" for key, value in sorted(env.items())),
+        labels={
+            "coldpress.model.root_sha256": root_sha256,
+            "org.opencontainers.image.title": f"coldpress-{target}",
+            "org.opencontainers.image.version": __version__,
+        },
+        port=port,
+    )
+
+
+def _check_size(unpacked: int, weights: int, options: PackageOptions) -> None:
+    limit = options.limit_bytes or limits.image_bytes(options.target)
+    if limit is not None and unpacked > limit:
+        raise TooLargeError(
+            f"the image has {_gb(unpacked)} unpacked, {_gb(weights)} of it weights; "
+            f"the limit is {_gb(limit)}",
+            "choose a smaller type"
+            + (", or --target cloudrun" if options.target == "lambda" else ""),
+        )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _model_name(checkpoint: Path) -> str:
+    from coldpress.checkpoint import gguf_header
+
+    name = gguf_header.read(checkpoint / "model.gguf").field("general.name")
+    text = str(name.value()) if name else "a model"
+    # It goes into YAML and Markdown: letters, digits and a few signs only.
+    return "".join(sign for sign in text if sign.isalnum() or sign in " ._-").strip() or "a model"
+
+
+def _describe(layer: Layer, purpose: str) -> PackagedLayer:
+    return PackagedLayer(purpose, layer.digest, layer.size_bytes, layer.unpacked_bytes)

@@ -1,0 +1,216 @@
+"""Evaluations side by side: a row per file, sorted by size, with what is best for its size."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from pathlib import Path
+
+from coldpress.errors import InputError, UsageError
+from coldpress.evaluate import result
+from coldpress.evaluate.result import Evaluation
+
+_SAMPLES = "samples.jsonl"
+_NORMAL_95 = 1.96
+
+# (scoring, subject, index) → answered right.
+Answers = Mapping[tuple[str, str, int], bool]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file's figures; None where it was not measured. Shares are 0–1, KL is in nats.
+
+    ``accuracy`` is by continuation. ``delta`` is its difference from the base's over the same
+    questions, ``delta_95`` half the width of its 95 % interval from the paired answers.
+    ``best_accuracy`` and ``best_kl``: no smaller or equal file is better. ``recommended``: see
+    ``recommend``.
+    """
+
+    name: str
+    type: str
+    method: str
+    size_bytes: int
+    bits_per_weight: float
+    accuracy: float | None
+    accuracy_stderr: float | None
+    delta: float | None
+    delta_95: float | None
+    letter_accuracy: float | None
+    perplexity: float | None
+    bits_per_byte: float | None
+    kl_mean: float | None
+    kl_p99: float | None
+    same_top1: float | None
+    prompt_tok_per_s: float | None
+    generate_tok_per_s: float | None
+    peak_rss_mib: float | None
+    load_s: float | None
+    is_base: bool
+    best_accuracy: bool = False
+    best_kl: bool = False
+    recommended: bool = False
+
+
+def rows(evaluations: Sequence[Path], max_loss_points: float = 1.0) -> list[Row]:
+    """Read evaluation artifacts and put them side by side, the smallest file first.
+
+    Args:
+        evaluations: the artifacts' folders.
+        max_loss_points: points of accuracy that the recommended file may lose to the base.
+
+    Raises:
+        UsageError: none are given, or they were not taken under the same conditions.
+    """
+    read = load(evaluations)
+    base = base_of(read)
+    answers = [_answers(folder) for folder in evaluations]
+    known = None if base is None else answers[base]
+    names = _names(evaluations, read)
+    found = [
+        _row(name, each, known, of, is_base=i == base)
+        for i, (name, each, of) in enumerate(zip(names, read, answers, strict=True))
+    ]
+    ordered = sorted(found, key=lambda row: (row.size_bytes, row.name))
+    return recommend(mark_best(ordered), max_loss_points)
+
+
+def load(evaluations: Sequence[Path]) -> list[Evaluation]:
+    """Read evaluations that may be compared.
+
+    Raises:
+        UsageError: none are given; or other questions, text or profile, naming two that differ.
+    """
+    if not evaluations:
+        raise UsageError("no evaluations are given", "name the folders that evaluate wrote")
+    read = [result.read(folder) for folder in evaluations]
+    first = read[0]
+    for folder, other in zip(evaluations, read, strict=True):
+        pairs = {
+            "questions": (first.conditions.questions_digest, other.conditions.questions_digest),
+            "text": (first.conditions.text_digest, other.conditions.text_digest),
+            "profile": (first.profile, other.profile),
+        }
+        differing = [what for what, (a, b) in pairs.items() if a != b]
+        if differing:
+            raise UsageError(
+                f"{evaluations[0]} and {folder} differ in {', '.join(differing)}",
+                "evaluate both with the same options, questions and text",
+            )
+    return read
+
+
+def base_of(read: Sequence[Evaluation]) -> int | None:
+    """Which evaluation is the base: the one that was compared with none, the largest of several."""
+    candidates = [i for i, each in enumerate(read) if each.kl is None and each.method == "base"]
+    candidates = candidates or [i for i, each in enumerate(read) if each.kl is None]
+    return max(candidates, key=lambda i: read[i].size_bytes, default=None)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which points no other beats: at most as large in both coordinates and smaller in one."""
+    front = [False] * len(points)
+    best = float("inf")
+    last: tuple[float, float] | None = None
+    for point, i in sorted((point, i) for i, point in enumerate(points)):
+        if point[1] < best or point == last:
+            front[i] = True
+            best, last = point[1], point
+    return front
+
+
+def mark_best(ordered: Sequence[Row]) -> list[Row]:
+    """Mark the rows on the Pareto fronts of size and accuracy, and of size and KL."""
+    marked = list(ordered)
+    lost = {i: -row.accuracy for i, row in enumerate(ordered) if row.accuracy is not None}
+    apart = {i: row.kl_mean for i, row in enumerate(ordered) if row.kl_mean is not None}
+    for i in _front(ordered, lost):
+        marked[i] = replace(marked[i], best_accuracy=True)
+    for i in _front(ordered, apart):
+        marked[i] = replace(marked[i], best_kl=True)
+    return marked
+
+
+def _front(ordered: Sequence[Row], loss: Mapping[int, float]) -> list[int]:
+    points = [(float(ordered[i].size_bytes), value) for i, value in loss.items()]
+    return [i for i, best in zip(loss, pareto(points), strict=True) if best]
+
+
+def recommend(ordered: Sequence[Row], max_loss_points: float) -> list[Row]:
+    """Mark the smallest file that loses at most ``max_loss_points`` of the base's accuracy."""
+    for i, row in enumerate(ordered):
+        enough = row.delta is not None and 100 * row.delta >= -max_loss_points
+        if enough and not row.is_base:
+            return [*ordered[:i], replace(row, recommended=True), *ordered[i + 1 :]]
+    return list(ordered)
+
+
+def _row(
+    name: str, each: Evaluation, base: Answers | None, answers: Answers, *, is_base: bool
+) -> Row:
+    asked = each.questions.get("continuation")
+    letter = each.questions.get("letter")
+    delta, delta_95 = (None, None) if base is None else paired(base, answers)
+    return Row(
+        name=name,
+        type=each.type,
+        method=each.method,
+        size_bytes=each.size_bytes,
+        bits_per_weight=each.bits_per_weight,
+        accuracy=asked.accuracy if asked else None,
+        accuracy_stderr=asked.stderr if asked else None,
+        delta=delta,
+        delta_95=delta_95,
+        letter_accuracy=letter.accuracy if letter else None,
+        perplexity=each.perplexity.value if each.perplexity else None,
+        bits_per_byte=each.perplexity.bits_per_byte if each.perplexity else None,
+        kl_mean=each.kl.mean if each.kl else None,
+        kl_p99=each.kl.p99 if each.kl else None,
+        same_top1=each.kl.same_top1 if each.kl else None,
+        prompt_tok_per_s=each.speed.prompt_tok_per_s if each.speed else None,
+        generate_tok_per_s=each.speed.generate_tok_per_s if each.speed else None,
+        peak_rss_mib=each.speed.peak_rss_mib if each.speed else None,
+        load_s=each.speed.load_s if each.speed else None,
+        is_base=is_base,
+    )
+
+
+def paired(base: Answers, answers: Answers) -> tuple[float | None, float | None]:
+    """Accuracy by continuation minus the base's, and half its 95 % interval, question by question.
+
+    Most questions are answered alike by both, so this interval is far narrower than what two
+    separate error bars suggest.
+    """
+    differences = [
+        right - base[key]
+        for key, right in answers.items()
+        if key[0] == "continuation" and key in base
+    ]
+    n = len(differences)
+    if n < 2:
+        return None, None
+    mean = sum(differences) / n
+    variance = sum((each - mean) ** 2 for each in differences) / (n - 1)
+    return mean, _NORMAL_95 * sqrt(variance / n)
+
+
+def _answers(folder: Path) -> Answers:
+    path = folder / _SAMPLES
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        samples = [json.loads(line) for line in lines]
+        return {
+            (each["scoring"], each["subject"], each["index"]): each["correct"] for each in samples
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read: {error}", "evaluate the model again") from error
+
+
+def _names(evaluations: Sequence[Path], read: Sequence[Evaluation]) -> list[str]:
+    """Each evaluation's name, with its folder's where two have the same."""
+    count = Counter(each.name for each in read)
+    return [
+        each.name if count[each.name] == 1 else f"{each.name} ({folder.name})"
+        for folder, each in zip(evaluations, read, strict=True)
+    ]

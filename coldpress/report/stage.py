@@ -1,0 +1,86 @@
+"""Evaluations → ``report.html``, ``report.md``, ``report.json`` and the figures as SVG."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from coldpress import __version__, artifact
+from coldpress.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """How to write the report.
+
+    Args:
+        title: the page's title.
+        max_loss_points: points of accuracy that the recommended file may lose to the base.
+    """
+
+    title: str = "What compression costs"
+    max_loss_points: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_loss_points < 0:
+            raise UsageError(f"max_loss_points is {self.max_loss_points}", "0 or more")
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The written files, and the file that is recommended, if one is good enough."""
+
+    html: str
+    markdown: str
+    json: str
+    figures: tuple[str, ...]
+    n_files: int
+    recommended: str | None
+
+
+def plan(
+    evaluations: Sequence[Path], out: Path, options: ReportOptions
+) -> tuple[dict[str, Path], dict[str, object]]:
+    """What a report depends on: (inputs, resolved options)."""
+    if not evaluations:
+        raise UsageError("no evaluations are given", "name the folders that evaluate wrote")
+    inputs = {f"evaluation {i:02d}": folder for i, folder in enumerate(evaluations)}
+    return inputs, {**asdict(options), "coldpress": __version__}
+
+
+def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Reported:
+    """Compare evaluations and write the artifact ``out``.
+
+    Args:
+        evaluations: folders that ``evaluate`` wrote, the base's among them.
+
+    Raises:
+        UsageError: they were not taken with the same questions, text and profile.
+        InputError: a folder holds no evaluation.
+    """
+    from coldpress.report import figures, page
+    from coldpress.report.compare import load, rows
+
+    inputs, resolved = plan(evaluations, out, options)
+    read = load(evaluations)
+    table = rows(evaluations, options.max_loss_points)
+    drawn = {"accuracy.svg": figures.accuracy(table), "kl.svg": figures.divergence(table)}
+    drawings = {name: svg for name, svg in drawn.items() if svg is not None}
+    facts = page.facts(read, table, options)
+    texts = {
+        "report.html": page.html(facts, drawings),
+        "report.md": page.markdown(facts, list(drawings)),
+        "report.json": json.dumps(page.plain(facts), indent=1, ensure_ascii=False) + "\n",
+        **drawings,
+    }
+    with artifact.create(out, "report", inputs=inputs, options=resolved) as draft:
+        for name, text in texts.items():
+            (draft.folder / name).write_text(text, encoding="utf-8")
+    return Reported(
+        html=str(out / "report.html"),
+        markdown=str(out / "report.md"),
+        json=str(out / "report.json"),
+        figures=tuple(str(out / name) for name in drawings),
+        n_files=len(table),
+        recommended=next((row.name for row in table if row.recommended), None),
+    )

@@ -1,0 +1,213 @@
+"""The Lambda front: events in, OpenAI's answers out, in pieces where the caller can take them.
+
+The model loads in the background from the first moment, so that the init phase is short and its
+limit of 10 s is never met; the first invocation waits for the rest of the load.
+
+Three callers are known by their events: a function URL (streams), API Gateway's HTTP API (cannot)
+and a direct invocation, whose event is the request body itself (streams with ``"stream": true``).
+"""
+
+import base64
+import os
+import queue
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Any, Literal, assert_never
+
+from coldpress.serve.engine import Engine
+from coldpress.serve.generation import Delta, Event, Failed
+from coldpress.serve.protocol import ApiError
+from coldpress.serve.reply import ROUTES, Reply, check_ready, models, to_json
+from coldpress.serve.runtime_api import FunctionError, Invocation, ResponseStream, RuntimeApi
+
+_MARGIN_S = 1.0
+"""An answer ends so long before the deadline, to be delivered whole."""
+_JSON = {"Content-Type": "application/json"}
+_EVENTS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+
+Caller = Literal["function_url", "http_api", "direct"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """An event, read."""
+
+    caller: Caller
+    method: str
+    path: str
+    body: bytes
+
+
+def run(engine: Engine, api: RuntimeApi) -> None:
+    """Answer invocations for ever.
+
+    Raises:
+        ColdpressError: the engine failed; Lambda then starts another environment.
+    """
+    if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand") != "on-demand":
+        # Provisioned or to be snapshotted: nobody waits, and what is loaded now stays loaded.
+        engine.wait()
+    if engine.failure is not None:
+        api.fail_init(FunctionError("Coldpress.load_failed", engine.failure.message))
+    while engine.failure is None:
+        invocation = api.next()
+        try:
+            _handle(engine, api, invocation)
+        except (OSError, HTTPException):
+            # The caller is gone, so Lambda closed the connection under the answer.
+            api.reset()
+    raise engine.failure
+
+
+def _handle(engine: Engine, api: RuntimeApi, invocation: Invocation) -> None:
+    try:
+        call = _read(invocation.event)
+    except ApiError as error:
+        api.fail(invocation, FunctionError("Coldpress.BadEvent", str(error)))
+        return
+    output = _Output(api, invocation, call.caller)
+    try:
+        engine.wait(_left_s(invocation))
+        if call.method == "POST" and call.path in ROUTES:
+            _answer(engine, call, invocation, output)
+            return
+        output.whole(200, _JSON, to_json(_get(engine, call)))
+    except ApiError as error:
+        output.refuse(error)
+
+
+def _read(event: Any) -> Call:
+    """Tell the callers apart.
+
+    Raises:
+        ApiError: it is none of them.
+    """
+    if not isinstance(event, dict):
+        raise ApiError(400, "the event is not a JSON object", "bad_event")
+    if isinstance(http := _at(event, "requestContext", "http"), dict):
+        domain = str(_at(event, "requestContext", "domainName"))
+        buffered = os.environ.get("COLDPRESS_INVOKE_MODE") == "BUFFERED"
+        return Call(
+            caller="function_url" if ".lambda-url." in domain and not buffered else "http_api",
+            method=str(http.get("method")),
+            path=str(event.get("rawPath")),
+            body=_body(event),
+        )
+    for field, path in (("messages", "/v1/chat/completions"), ("prompt", "/v1/completions")):
+        if field in event:
+            return Call("direct", "POST", path, to_json(event))
+    raise ApiError(400, "the event has no requestContext, messages or prompt", "bad_event")
+
+
+def _body(event: dict[str, Any]) -> bytes:
+    text = event.get("body") or ""
+    try:
+        return base64.b64decode(text) if event.get("isBase64Encoded") else text.encode()
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ApiError(400, "the event's body cannot be read", "bad_event") from error
+
+
+def _at(event: dict[str, Any], *keys: str) -> Any:
+    value: Any = event
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _get(engine: Engine, call: Call) -> dict[str, Any]:
+    match call.method, call.path:
+        case "GET", "/v1/models":
+            return models(engine)
+        case "GET", "/healthz":
+            return {"status": "ok"}
+        case "GET", "/readyz":
+            check_ready(engine)
+            return {"status": "ready"}
+        case _:
+            raise ApiError(404, f"no such route: {call.method} {call.path}", "no_such_route")
+
+
+def _answer(engine: Engine, call: Call, invocation: Invocation, output: "_Output") -> None:
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    reply = Reply(engine, ROUTES[call.path], call.body, events.put)
+    try:
+        if reply.request.stream:
+            output.pieces(_until_deadline(events, reply, invocation), reply)
+            return
+        for event in _until_deadline(events, reply, invocation):
+            if (body := reply.collect(event)) is not None:
+                output.whole(200, _JSON, body)
+    finally:
+        reply.cancel()
+
+
+def _until_deadline(
+    events: "queue.SimpleQueue[Event]", reply: Reply, invocation: Invocation
+) -> Iterator[Event]:
+    """The engine's events; short of time, an end as if the answer had reached its length."""
+    while True:
+        try:
+            event = events.get(timeout=_left_s(invocation))
+        except queue.Empty:
+            event = reply.cut()
+        yield event
+        if not isinstance(event, Delta):
+            return
+
+
+def _left_s(invocation: Invocation) -> float:
+    return max(0.0, invocation.deadline_s - _MARGIN_S - time.time())
+
+
+class _Output:
+    """Writes an answer in the form that its caller reads."""
+
+    def __init__(self, api: RuntimeApi, invocation: Invocation, caller: Caller) -> None:
+        self._api = api
+        self._invocation = invocation
+        self._caller = caller
+
+    def whole(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        """An answer in one piece."""
+        prelude: dict[str, Any] = {"statusCode": status, "headers": headers}
+        match self._caller:
+            case "function_url":
+                stream = self._api.stream(self._invocation, prelude)
+                stream.write(body)
+                stream.close()
+            case "http_api":
+                self._api.respond(self._invocation, to_json({**prelude, "body": body.decode()}))
+            case "direct":
+                self._api.respond(self._invocation, body)
+            case _:
+                assert_never(self._caller)
+
+    def refuse(self, error: ApiError) -> None:
+        """An error: an HTTP status where there is HTTP, else a function error."""
+        if self._caller == "direct":
+            code = error.body["error"]["code"]
+            self._api.fail(self._invocation, FunctionError(f"Coldpress.{code}", str(error)))
+        else:
+            self.whole(error.status, {**_JSON, **error.headers}, to_json(error.body))
+
+    def pieces(self, events: Iterator[Event], reply: Reply) -> None:
+        """An answer as server-sent events, each sent when it is there."""
+        if self._caller == "http_api":
+            body = reply.opening() + b"".join(map(reply.chunk, events))
+            self.whole(200, _EVENTS, body)
+            return
+        prelude = {"statusCode": 200, "headers": _EVENTS}
+        function_url = self._caller == "function_url"
+        stream = self._api.stream(self._invocation, prelude if function_url else None)
+        stream.write(reply.opening())
+        stream.close(_copy(events, reply, stream))
+
+
+def _copy(events: Iterator[Event], reply: Reply, stream: ResponseStream) -> FunctionError | None:
+    for event in events:
+        stream.write(reply.chunk(event))
+        if isinstance(event, Failed):
+            return FunctionError("Coldpress.engine_failed", event.message)
+    return None

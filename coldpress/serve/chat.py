@@ -1,0 +1,80 @@
+"""Messages → prompt, by the chat template that the model carries in ``tokenizer.chat_template``."""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from coldpress.serve.model import Model
+from coldpress.serve.protocol import ApiError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+def prompt_tokens(model: Model, messages: tuple[dict[str, str], ...]) -> list[int]:
+    """Render a conversation up to where the assistant's answer begins, as tokens.
+
+    Raises:
+        ApiError: 400: the model has no template, or its template refuses the messages.
+    """
+    if model.chat_template is None:
+        raise ApiError(
+            400, "this model has no chat template: use /v1/completions", "no_chat_template"
+        )
+    text = render(model.chat_template, messages, bos=model.bos, eos=model.eos)
+    # Many templates write BOS themselves; the tokenizer must not add another.
+    written = bool(model.bos) and text.startswith(model.bos)
+    return model.tokenize(text, add_special=not written, parse_special=True)
+
+
+def render(template: str, messages: tuple[dict[str, str], ...], *, bos: str, eos: str) -> str:
+    """Apply a template as transformers does.
+
+    Raises:
+        ApiError: 400: the template is broken or refuses the messages.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return _compiled(template).render(
+            messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
+        )
+    # A template is a program: it may also divide by zero or index what is not there.
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise ApiError(
+            400,
+            f"the chat template refuses the messages: {error}",
+            "chat_template",
+            param="messages",
+        ) from error
+
+
+@lru_cache(maxsize=4)
+def _compiled(template: str) -> "Template":
+    """Compile in a sandbox: a template comes with the weights, from whoever made them."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(raise_exception=_raise, strftime_now=_now)
+    return environment.from_string(template)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """JSON without jinja2's escapes for HTML, as transformers has it."""
+    import json
+
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _now(layout: str) -> str:
+    import time
+
+    return time.strftime(layout)
+
+
+def _raise(message: str) -> NoReturn:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)

@@ -1,0 +1,253 @@
+"""The engine: continuous batching of many generations in one context, by one worker thread.
+
+The worker owns model and context. Each step it admits what waits, decodes one token of every running
+answer in one batch, then one chunk of one prompt in another: a prompt is cut at the same places
+whoever else is there, because the kernels for many rows do not round as those for one do.
+
+A sequence has cells for the longest request, so the cache never runs out under way; requests wait in
+the order they came.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from pathlib import Path
+from typing import Literal
+
+from coldpress import libllama
+from coldpress.errors import ColdpressError, PromptTooLongError, UsageError
+from coldpress.serve import loader, sampling
+from coldpress.serve.generation import Delta, Done, Emit, Failed, Generation
+from coldpress.serve.model import Context, DecodeError, Model
+from coldpress.serve.threads import usable_cpus
+from coldpress.serve.trace import Trace
+
+DEFAULT_CONTEXT = 4096
+_PROMPT_CHUNK_TOKENS = 128
+"""So many tokens of a prompt are read between two tokens of the running answers."""
+_BOUNDS = {"context": (0, 1 << 24), "parallel": (1, 64), "threads": (0, 512), "queue": (0, 4096)}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Limits of the engine; 0 chooses a value from the model or the machine."""
+
+    context: int = 0
+    """Tokens that a prompt and its answer may have together; 0: the model's, at most 4096."""
+    parallel: int = 4
+    """Sequences decoded together."""
+    threads: int = 0
+    queue: int = 64
+    """Requests that may wait while all sequences are taken."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UsageError(f"{name} is {value}", f"choose a number from {low} to {high}")
+
+
+class QueueFullError(ColdpressError):
+    """So many requests wait that another one would wait too long."""
+
+
+class Engine:
+    """Start it, wait for it, submit to it, close it.
+
+    ``model`` and ``prompt_limit`` exist once ``wait`` has returned true.
+    """
+
+    model: Model
+    prompt_limit: int
+    """Tokens that a prompt and its answer may have together."""
+    _context: Context
+
+    def __init__(self, path: Path, options: EngineOptions, trace: Trace) -> None:
+        self.path = path
+        self.options = options
+        self.failure: ColdpressError | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._trace = trace
+        self._settled = threading.Event()
+        self._changed = threading.Condition()
+        self._waiting: deque[Generation] = deque()
+        self._running: list[Generation] = []
+        self._free_sequences = list(range(options.parallel))
+        self._closing = False
+        self._worker = threading.Thread(target=self._work, name="engine")
+
+    def start(self) -> None:
+        """Load the model in the background."""
+        self._worker.start()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the model is loaded or cannot be; true when it answers."""
+        self._settled.wait(timeout_s)
+        return self.ready
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers now."""
+        return self._settled.is_set() and self.failure is None and not self._closing
+
+    def submit(
+        self, prompt: list[int], options: sampling.GenerateOptions, emit: Emit
+    ) -> Generation:
+        """Queue a generation; ``emit`` is called from the worker's thread.
+
+        Raises:
+            PromptTooLongError: the prompt and one token of answer do not fit the context.
+            QueueFullError: too many wait already.
+            ColdpressError: the engine has stopped.
+        """
+        room = self.prompt_limit - len(prompt)
+        if room < 1:
+            raise PromptTooLongError(
+                f"the prompt has {len(prompt)} tokens, the context holds {self.prompt_limit}",
+                "shorten the prompt or raise --context",
+            )
+        generation = Generation(prompt, min(room, options.max_tokens), options, emit)
+        with self._changed:
+            if not self.ready:
+                raise ColdpressError("the engine has stopped", "start it again")
+            if len(self._waiting) >= self.options.queue + len(self._free_sequences):
+                raise QueueFullError("too many requests wait", "try again in a second")
+            self._waiting.append(generation)
+            self._changed.notify()
+        return generation
+
+    def close(self) -> None:
+        """Stop after the present step, fail what is unfinished, free the context."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._worker.join()
+
+    def _work(self) -> None:
+        try:
+            self._load()
+            self._settled.set()
+            while self._sleep_until_work():
+                self._step()
+            self._end("the server is stopping")
+            self._context.close()
+        except Exception as error:
+            if not isinstance(error, ColdpressError):
+                error = ColdpressError(f"the engine stopped: {error!r}", "report this")
+            self.failure = error
+            self._settled.set()
+            self._end(error.message)
+            self.on_failure()
+
+    def _load(self) -> None:
+        prefetch = loader.Prefetch(self.path)
+        try:
+            libllama.load()
+            self._trace.mark("import")
+            self.model = loader.load(self.path)
+            self._trace.mark("load")
+        finally:
+            prefetch.close()
+        options = self.options
+        self.prompt_limit = min(options.context or DEFAULT_CONTEXT, self.model.context_tokens)
+        self._context = Context(
+            self.model,
+            cells=self.prompt_limit,
+            sequences=options.parallel,
+            batch_tokens=_PROMPT_CHUNK_TOKENS,
+            threads=options.threads or usable_cpus(),
+        )
+        self._trace.mark("ready")
+
+    def _end(self, message: str) -> None:
+        """Tell everybody who is not served yet."""
+        with self._changed:
+            unserved = [*self._running, *self._waiting]
+            self._waiting.clear()
+        for generation in unserved:
+            generation.emit(Failed(message))
+        for generation in list(self._running):
+            self._release(generation)
+
+    def _sleep_until_work(self) -> bool:
+        with self._changed:
+            while not (self._closing or self._running or self._waiting):
+                self._changed.wait()
+            return not self._closing
+
+    def _step(self) -> None:
+        for generation in [one for one in self._running if one.cancelled]:
+            self._release(generation)
+        self._admit()
+        if answering := [one for one in self._running if one.answering]:
+            self._decode(answering, 1)
+        if reading := [one for one in self._running if not one.answering]:
+            # Who has read least: a short prompt does not wait for the end of a long one.
+            self._decode([min(reading, key=lambda one: one.position)], _PROMPT_CHUNK_TOKENS)
+
+    def _admit(self) -> None:
+        """Let requests in while there are free sequences, the lowest first.
+
+        llama.cpp decodes neighbouring sequences together and others one after the other.
+        """
+        with self._changed:
+            while self._waiting and self._free_sequences:
+                generation = self._waiting.popleft()
+                if generation.cancelled:
+                    continue
+                generation.sequence = heappop(self._free_sequences)
+                generation.sampler = sampling.chain(self.model.lib, generation.options)
+                self._running.append(generation)
+                self._running.sort(key=lambda one: one.sequence)
+
+    def _decode(self, generations: list[Generation], count: int) -> None:
+        """Decode the next tokens of each, at most ``count``; where none is left, choose another."""
+        rows = [self._put(one, count) for one in generations]
+        try:
+            self._context.decode()
+        except DecodeError as error:
+            for generation in generations:
+                generation.emit(Failed(error.message))
+                self._release(generation)
+            return
+        for generation, row in zip(generations, rows, strict=True):
+            if not generation.pending:
+                self._accept(generation, self._context.sample(generation.sampler, row))
+
+    def _put(self, generation: Generation, count: int) -> int:
+        position = generation.position
+        taken = generation.take(count)
+        wanted = not generation.pending
+        return self._context.add(taken, position, generation.sequence, wanted=wanted)
+
+    def _accept(self, generation: Generation, token: int) -> None:
+        if self._trace.mark("first_token"):
+            facts = {"weights_bytes": self.model.size_bytes, "cpu_variant": libllama.cpu_variant()}
+            self._trace.emit("cold_start", **facts)
+        if self.model.is_end(token):
+            self._finish(generation, "stop")
+            return
+        generation.completion_tokens += 1
+        generation.pending = [token]
+        if text := generation.text.push(self.model.piece(token)):
+            generation.emit(Delta(text))
+        if generation.text.stopped:
+            self._finish(generation, "stop")
+        elif generation.completion_tokens == generation.max_tokens:
+            self._finish(generation, "length")
+
+    def _finish(self, generation: Generation, reason: Literal["stop", "length"]) -> None:
+        if tail := generation.text.finish():
+            generation.emit(Delta(tail))
+        generation.emit(Done(reason, generation.prompt_tokens, generation.completion_tokens))
+        self._release(generation)
+
+    def _release(self, generation: Generation) -> None:
+        """Give a generation's sequence, cells and sampler back."""
+        self._running.remove(generation)
+        self._context.forget(generation.sequence)
+        self.model.lib.llama_sampler_free(generation.sampler)
+        with self._changed:
+            heappush(self._free_sequences, generation.sequence)

@@ -1,0 +1,174 @@
+"""A loaded model and a context of it: libllama's C API with Python's types, nothing more."""
+
+import ctypes
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from weakref import finalize
+
+from coldpress.errors import ColdpressError
+
+
+class Model:
+    """Weights and vocabulary; they are unmapped when nobody refers to them any more.
+
+    The vocabulary's methods may be called from any thread.
+    """
+
+    def __init__(self, lib: ModuleType, handle: Any, path: Path) -> None:
+        self.lib = lib
+        self.handle = handle
+        finalize(self, lib.llama_model_free, handle).atexit = False
+        self._vocab = lib.llama_model_get_vocab(handle)
+        self.context_tokens: int = lib.llama_model_n_ctx_train(handle)
+        """Tokens of context the model was trained with."""
+        self.size_bytes: int = lib.llama_model_size(handle)
+        self.name = self._text("general.name") or path.stem
+        template = lib.llama_model_chat_template(handle, None)
+        self.chat_template: str | None = template.decode() if template else None
+        self.bos = self._special(lib.llama_vocab_bos(self._vocab))
+        self.eos = self._special(lib.llama_vocab_eos(self._vocab))
+        self._pieces: dict[int, bytes] = {}
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Text → tokens.
+
+        Args:
+            add_special: let the model add its BOS and EOS as it is configured to.
+            parse_special: read special tokens written out in the text, as templates write them.
+        """
+        data = text.encode()
+        room = len(data) + 8  # no tokenizer makes more tokens than bytes, special ones excepted
+        tokens = (ctypes.c_int32 * room)()
+        arguments = self._vocab, data, len(data)
+        count = self.lib.llama_tokenize(*arguments, tokens, room, add_special, parse_special)
+        if count < 0:
+            tokens = (ctypes.c_int32 * -count)()
+            count = self.lib.llama_tokenize(*arguments, tokens, -count, add_special, parse_special)
+        return list(tokens[:count])
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends a generation (EOS, end of turn, …)."""
+        return bool(self.lib.llama_vocab_is_eog(self._vocab, token))
+
+    def piece(self, token: int) -> bytes:
+        """The token's bytes, possibly a part of a character; empty for a control token."""
+        if (known := self._pieces.get(token)) is None:
+            known = self._pieces[token] = self._piece(token)
+        return known
+
+    def _piece(self, token: int) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        size = self.lib.llama_token_to_piece(self._vocab, token, buffer, 64, 0, False)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = self.lib.llama_token_to_piece(self._vocab, token, buffer, -size, 0, False)
+        return buffer.raw[:size]
+
+    def _special(self, token: int) -> str:
+        text = self.lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else None
+        return text.decode(errors="replace") if text else ""
+
+    def _text(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        size = self.lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, 256)
+        return buffer.value.decode(errors="replace") if size > 0 else ""
+
+
+class DecodeError(ColdpressError):
+    """llama.cpp could not decode a batch."""
+
+
+class Context:
+    """A KV cache for several sequences, and the batch that is about to be decoded.
+
+    Each sequence has a cache of its own and flash attention is off: in a cache shared by all, or
+    with flash attention, the order of additions depends on who else is there, and so does the
+    answer. This way an answer of a quantized model equals its solo run, bit for bit, as long as
+    fewer than 8 rows are decoded together (from 8 on ggml takes other kernels, for bf16 from 2).
+
+    Args:
+        cells: tokens per sequence.
+    """
+
+    def __init__(
+        self, model: Model, *, cells: int, sequences: int, batch_tokens: int, threads: int
+    ) -> None:
+        self._model = model  # libllama wants it to outlive its contexts
+        self._lib = lib = model.lib
+        params = lib.llama_context_default_params()
+        params.n_ctx = cells * sequences
+        params.n_batch = params.n_ubatch = batch_tokens
+        params.n_seq_max = sequences
+        params.kv_unified = False
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.n_threads = params.n_threads_batch = threads
+        self._handle = lib.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise ColdpressError(
+                f"no memory for {sequences} contexts of {cells} tokens",
+                "lower --context or --parallel",
+            )
+        self._memory = lib.llama_get_memory(self._handle)
+        self._allocate(batch_tokens)
+
+    def _allocate(self, size: int) -> None:
+        """Lay out a llama_batch over ctypes arrays: a slice assignment fills many rows at once."""
+        lib = self._lib
+        self._tokens = (lib.llama_token * size)()
+        self._positions = (lib.llama_pos * size)()
+        self._sequences = (lib.llama_seq_id * size)()
+        self._wanted = (ctypes.c_int8 * size)()
+        self._counts = (ctypes.c_int32 * size)(*[1] * size)
+        pointer = ctypes.POINTER(lib.llama_seq_id)
+        each = ctypes.sizeof(lib.llama_seq_id)
+        first = ctypes.addressof(self._sequences)
+        self._pointers = (pointer * size)(
+            *[ctypes.cast(first + each * row, pointer) for row in range(size)]
+        )
+        self._batch = lib.llama_batch(
+            n_tokens=0,
+            token=self._tokens,
+            pos=self._positions,
+            n_seq_id=self._counts,
+            seq_id=self._pointers,
+            logits=self._wanted,
+        )
+
+    def add(self, tokens: list[int], position: int, sequence: int, *, wanted: bool) -> int:
+        """Put tokens of a sequence into the batch; ``wanted``: the last one's logits are.
+
+        Returns the row of the last token.
+        """
+        first = self._batch.n_tokens
+        end = first + len(tokens)
+        self._tokens[first:end] = tokens
+        self._positions[first:end] = range(position, position + len(tokens))
+        self._sequences[first:end] = [sequence] * len(tokens)
+        self._wanted[first:end] = [0] * len(tokens)
+        self._wanted[end - 1] = wanted
+        self._batch.n_tokens = end
+        return int(end) - 1
+
+    def decode(self) -> None:
+        """Decode the batch and empty it.
+
+        Raises:
+            DecodeError: llama.cpp refused it; its sequences are then of no use.
+        """
+        status = self._lib.llama_decode(self._handle, self._batch)
+        self._batch.n_tokens = 0
+        if status != 0:
+            raise DecodeError(f"llama_decode returned {status}", "try again")
+
+    def sample(self, sampler: Any, row: int) -> int:
+        """Choose a token from a row's logits and tell the sampler about it."""
+        return int(self._lib.llama_sampler_sample(sampler, self._handle, row))
+
+    def forget(self, sequence: int) -> None:
+        """Free a sequence's cells."""
+        self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def close(self) -> None:
+        """Free the KV cache and the buffers."""
+        self._lib.llama_free(self._handle)

@@ -1,0 +1,62 @@
+"""The runtime as a process of its own, for tests: its JSON lines on stderr are its events."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class RuntimeProcess:
+    """``python -m coldpress.serve``; stop it with ``stop``."""
+
+    def __init__(self, checkpoint: Path, *arguments: str, **env: str) -> None:
+        argv = [sys.executable, "-m", "coldpress.serve", str(checkpoint), "--threads", "1"]
+        self.process = subprocess.Popen(
+            [*argv, *arguments], stderr=subprocess.PIPE, env={**os.environ, **env}, text=True
+        )
+        self.lines: list[str] = []
+        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if line.startswith("{"):
+                self._events.put(json.loads(line))
+
+    def event(self, name: str) -> dict[str, Any]:
+        """The next event, which must be ``name``."""
+        event = self._events.get(timeout=60)
+        assert event["event"] == name
+        return event
+
+    def wait(self) -> int:
+        """Wait for its end; the exit code."""
+        code = self.process.wait(60)
+        self._reader.join()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        return code
+
+    def stop(self) -> int:
+        """Send SIGTERM and wait; the exit code."""
+        self.process.terminate()
+        return self.wait()
+
+
+@contextmanager
+def running(checkpoint: Path, *arguments: str, **env: str) -> Iterator[RuntimeProcess]:
+    """A process that is stopped at the end."""
+    process = RuntimeProcess(checkpoint, *arguments, **env)
+    try:
+        yield process
+    finally:
+        process.stop()

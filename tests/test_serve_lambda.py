@@ -1,0 +1,196 @@
+"""The Lambda front, driven by a Runtime API that really streams."""
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coldpress.serve import aws_lambda
+from coldpress.serve.engine import Engine, EngineOptions
+from coldpress.serve.runtime_api import RuntimeApi
+from coldpress.serve.trace import Trace
+from tests import tiny_gguf
+from tests.fake_runtime_api import FakeRuntimeApi, Posted, serving
+from tests.runtime_process import RuntimeProcess, running
+
+ENDLESS = {"prompt": "the", "max_tokens": 500_000, "stream": True, "temperature": 0}
+SHORT = {"prompt": "the", "max_tokens": 8, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "model.gguf"
+    return tiny_gguf.write(path, context=1 << 20)
+
+
+@pytest.fixture(scope="module")
+def api(model: Path) -> Iterator[FakeRuntimeApi]:
+    with serving() as api:
+        env = {"AWS_LAMBDA_RUNTIME_API": api.address}
+        with running(model, "--context", "600000", **env):
+            yield api
+
+
+def _function_url(body: Any, path: str = "/v1/completions", method: str = "POST") -> dict[str, Any]:
+    return {
+        "version": "2.0",
+        "rawPath": path,
+        "requestContext": {
+            "domainName": "abc.lambda-url.eu-central-1.on.aws",
+            "http": {"method": method, "path": path},
+        },
+        "body": base64.b64encode(json.dumps(body).encode()).decode(),
+        "isBase64Encoded": True,
+    }
+
+
+def _http_api(body: Any, path: str = "/v1/completions") -> dict[str, Any]:
+    event = _function_url(body, path)
+    event["requestContext"]["domainName"] = "abc.execute-api.eu-central-1.amazonaws.com"
+    return {**event, "body": json.dumps(body), "isBase64Encoded": False}
+
+
+def _prelude(posted: Posted) -> tuple[dict[str, Any], bytes]:
+    head, _, body = posted.body.partition(b"\0" * 8)
+    assert posted.headers["Content-Type"] == "application/vnd.awslambda.http-integration-response"
+    return json.loads(head), body
+
+
+def _events(body: bytes) -> list[Any]:
+    lines = [line[6:] for line in body.decode().split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_a_function_url_streams(api: FakeRuntimeApi) -> None:
+    posted = api.invoke(_function_url({**ENDLESS, "max_tokens": 2000}))
+    assert posted.path == "/invocation/request-1/response"
+    assert posted.headers["Lambda-Runtime-Function-Response-Mode"] == "streaming"
+    prelude, body = _prelude(posted)
+    assert prelude["statusCode"] == 200
+    assert prelude["headers"]["Content-Type"] == "text/event-stream"
+    assert _events(body)[-1]["choices"][0]["finish_reason"] == "length"
+    assert posted.trailers == {}
+    # Pieces come while later ones are still being made.
+    first_s, last_s = posted.chunks[1][0], posted.chunks[-1][0]
+    assert len(posted.chunks) > 1000
+    assert last_s - first_s > 0.05
+
+
+def test_all_callers_get_the_same_answer(api: FakeRuntimeApi) -> None:
+    direct = json.loads(api.invoke(SHORT).body)["choices"]
+    assert direct[0]["finish_reason"] == "length"
+    prelude, body = _prelude(api.invoke(_function_url(SHORT)))
+    assert prelude["headers"] == {"Content-Type": "application/json"}
+    assert json.loads(body)["choices"] == direct
+    gateway = json.loads(api.invoke(_http_api(SHORT)).body)
+    assert gateway["statusCode"] == 200
+    assert json.loads(gateway["body"])["choices"] == direct
+    pieces = _events(api.invoke({**SHORT, "stream": True}).body)
+    assert "".join(piece["choices"][0]["text"] for piece in pieces) == direct[0]["text"]
+    buffered = json.loads(api.invoke(_http_api({**SHORT, "stream": True})).body)
+    assert _events(buffered["body"].encode())[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_direct_invocation_chats(api: FakeRuntimeApi) -> None:
+    event = {"messages": [{"role": "user", "content": "the sea"}], "max_tokens": 5}
+    answer = json.loads(api.invoke(event).body)
+    assert answer["object"] == "chat.completion"
+    assert answer["usage"]["completion_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "method", "status"),
+    [
+        ({"prompt": "x", "temperature": 9}, "/v1/completions", "POST", 400),
+        ({"messages": []}, "/v1/chat/completions", "POST", 400),
+        (None, "/v1/models", "GET", 200),
+        (None, "/readyz", "GET", 200),
+        (None, "/secret", "GET", 404),
+    ],
+)
+def test_routes_and_errors_are_those_of_http(
+    api: FakeRuntimeApi, body: Any, path: str, method: str, status: int
+) -> None:
+    prelude, answer = _prelude(api.invoke(_function_url(body, path, method)))
+    assert prelude["statusCode"] == status
+    assert ("error" in json.loads(answer)) == (status >= 400)
+
+
+@pytest.mark.parametrize("event", [None, 3, [], {}, {"requestContext": 3}, {"prompt": 3}])
+def test_a_bad_event_is_a_function_error_and_the_next_is_served(
+    api: FakeRuntimeApi, event: Any
+) -> None:
+    posted = api.invoke(event)
+    assert posted.path.endswith("/error")
+    assert json.loads(posted.body)["errorMessage"]
+    assert posted.headers["Lambda-Runtime-Function-Error-Type"].startswith("Coldpress.")
+    assert api.invoke(SHORT).path.endswith("/response")
+
+
+def test_an_answer_ends_before_the_deadline(api: FakeRuntimeApi) -> None:
+    began_s = time.time()
+    posted = api.invoke(_function_url(ENDLESS), seconds=2)
+    assert 0.5 < time.time() - began_s < 2
+    assert _events(_prelude(posted)[1])[-1]["choices"][0]["finish_reason"] == "length"
+    whole = json.loads(api.invoke({**ENDLESS, "stream": False}, seconds=2).body)
+    assert whole["choices"][0]["finish_reason"] == "length"
+    assert 0 < whole["usage"]["completion_tokens"] < 500_000
+
+
+def test_a_caller_who_leaves_is_forgotten(api: FakeRuntimeApi) -> None:
+    api.hang_up_after = 5
+    posted = api.invoke(_function_url(ENDLESS))
+    assert len(posted.chunks) == 5
+    assert api.invoke(SHORT).path.endswith("/response")
+
+
+def test_an_error_under_way_travels_in_the_trailers(model: Path) -> None:
+    engine = Engine(model, EngineOptions(context=600_000, parallel=1, threads=1), Trace())
+    engine.start()
+
+    def run(address: str) -> None:
+        with suppress(OSError, HTTPException):  # the fake goes away at the end
+            aws_lambda.run(engine, RuntimeApi(address))
+
+    with serving() as api:
+        thread = threading.Thread(target=run, args=(api.address,), daemon=True)
+        thread.start()
+        api.send(_function_url(ENDLESS))
+        assert engine.wait(30)
+        time.sleep(0.2)
+        engine.close()
+        posted = api.posted.get(timeout=30)
+    assert len(posted.chunks) > 1
+    assert posted.trailers["Lambda-Runtime-Function-Error-Type"] == "Coldpress.engine_failed"
+    body = base64.b64decode(posted.trailers["Lambda-Runtime-Function-Error-Body"])
+    assert json.loads(body)["errorMessage"] == "the server is stopping"
+
+
+def test_what_cannot_start_is_an_init_error(tmp_path: Path) -> None:
+    with serving() as api:
+        process = RuntimeProcess(tmp_path, AWS_LAMBDA_RUNTIME_API=api.address)
+        posted = api.posted.get(timeout=60)
+        assert process.wait() == 5
+    assert posted.path == "/init/error"
+    assert "model.gguf" in json.loads(posted.body)["errorMessage"]
+    assert [line[:6] for line in process.lines] == ["error:", " hint:"]
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_environment(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(model.read_bytes()[:-5000])
+    with serving() as api:
+        api.send(_http_api(SHORT))
+        process = RuntimeProcess(path, AWS_LAMBDA_RUNTIME_API=api.address)
+        posted = api.posted.get(timeout=60)
+        assert process.wait() == 12
+    if posted.path != "/init/error":  # the first event was faster than the load
+        assert json.loads(posted.body)["statusCode"] == 503
