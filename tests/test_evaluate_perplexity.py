@@ -110,7 +110,7 @@ def test_kl_is_the_slow_loop_over_all_logits(
     few = _score(model, text, None, 64).base
     with open_model(tmp_path / "q" / "model.gguf") as other:
         found = _score(other, text, base, model.n_vocab).kl
-        bound = _score(other, text, few, 64).kl
+        sampled = _score(other, text, few, 64).kl
         expected, same = [], []
         for chunk in text.tokens:
             p, q = _every_logit(model, chunk), _every_logit(other, chunk)
@@ -118,33 +118,42 @@ def test_kl_is_the_slow_loop_over_all_logits(
                 log_p, log_q = _log_softmax(p[i]), _log_softmax(q[i])
                 expected.append(float((np.exp(log_p) * (log_p - log_q)).sum()))
                 same.append(p[i].argmax() == q[i].argmax())
-    assert found is not None and bound is not None
+    assert found is not None and sampled is not None
     assert found.mean == pytest.approx(np.mean(expected), rel=1e-3)
     assert found.max == pytest.approx(np.max(expected), rel=1e-3)
     assert found.same_top1 == pytest.approx(np.mean(same))
-    assert 0 < bound.mean <= found.mean
+    assert sampled.mean == pytest.approx(found.mean, rel=0.1)
 
 
 _logits = arrays(np.float32, (3, 12), elements=st.floats(-8, 8, width=32))
 
 
-@given(_logits, _logits, st.integers(1, 12))
-def test_truncated_kl_is_a_lower_bound(p: np.ndarray, q: np.ndarray, k: int) -> None:
-    exact = [
-        float((np.exp(_log_softmax(a)) * (_log_softmax(a) - _log_softmax(b))).sum())
-        for a, b in zip(p, q, strict=True)
-    ]
-    ids, log_p, rest = kl.truncate(p, k)
-    base = kl.Base(ids, log_p, rest.astype(np.float32), "", 12, "exact")
-    found, same = kl.divergence(base, slice(0, 3), q)
-    assert np.all(found >= -1e-5)
-    assert np.all(found <= np.array(exact) + 1e-5)
-    if k == 12:
-        assert found == pytest.approx(exact, abs=1e-5)
-    assert (
-        list(same) == list(p[np.arange(3), q.argmax(axis=1)] == p.max(axis=1))
-        or len(set(p.ravel())) < p.size
-    )
+@given(_logits, _logits)
+def test_kl_over_the_whole_vocabulary_is_exact(p: np.ndarray, q: np.ndarray) -> None:
+    ids, log_p = kl.sample(p, 12, np.random.default_rng(0))
+    found, same = kl.divergence(kl.Base(ids, log_p, 12, "", "exact"), slice(0, 3), q)
+    assert found == pytest.approx([_kl(a, b) for a, b in zip(p, q, strict=True)], abs=1e-5)
+    assert list(same) == [b.argmax() == first for b, first in zip(q, ids[:, 0], strict=True)]
+
+
+@pytest.mark.parametrize("top_k", [1, 20, 100])
+def test_sampled_kl_is_unbiased(top_k: int) -> None:
+    random = np.random.default_rng(1)
+    p, q = (random.normal(0, 2, (1, 300)).astype(np.float32) for _ in range(2))
+    found = []
+    for seed in range(500):
+        ids, log_p = kl.sample(p, top_k, np.random.default_rng(seed))
+        assert ids.shape == (1, top_k + kl.N_DRAWN)
+        assert not set(ids[0, :top_k]) & set(ids[0, top_k:])
+        base = kl.Base(ids, log_p, top_k, "", "exact")
+        found.append(float(kl.divergence(base, slice(0, 1), q)[0][0]))
+    error = np.std(found) / np.sqrt(len(found))
+    assert np.mean(found) == pytest.approx(_kl(p[0], q[0]), abs=4 * error)
+
+
+def _kl(p: np.ndarray, q: np.ndarray) -> float:
+    log_p, log_q = _log_softmax(p), _log_softmax(q)
+    return float((np.exp(log_p) * (log_p - log_q)).sum())
 
 
 def test_another_text_or_profile_is_refused(model: Model, text: perplexity.Chunks) -> None:

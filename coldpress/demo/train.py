@@ -193,7 +193,7 @@ def resume(run: Run) -> None:
 
 def export(run: Run) -> None:
     """Write bf16 weights, configuration and scores; the tokenizer is in the folder already."""
-    folder = run.out / "model"
+    folder, train_s = run.out / "model", round(run.elapsed_s)
     end_id = run.tokenizer.piece_to_id(END)
     model = LlamaForCausalLM(model_config(end_id))
     model.load_state_dict(run.model.state_dict())
@@ -207,7 +207,7 @@ def export(run: Run) -> None:
         "steps": run.step,
         "spread": run.options.spread,
         "tokens": run.step * run.options.batch_tokens,
-        "train_s": round(run.elapsed_s),
+        "train_s": train_s,
     }
     (run.out / "scores.json").write_text(json.dumps(report, indent=1) + "\n")
     _log(run, table["all"])

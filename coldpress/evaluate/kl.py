@@ -1,12 +1,13 @@
-"""KL divergence from a base model whose distributions are kept as top-k and a remainder.
+"""KL divergence from a base model, of whose distributions a small sample is kept.
 
-Of each position the base file stores the ``k`` most likely tokens' log-probabilities; the rest of
-the vocabulary becomes one bucket on both sides:
+Of each position the base file stores the ``k`` most likely tokens and ``N_DRAWN`` tokens drawn from
+all others in proportion to their probability, with their log-probabilities:
 
-    KL ≥ Σ_{t in top-k} p_t log(p_t / q_t) + P_rest log(P_rest / Q_rest)
+    KL ≈ Σ_{t in top-k} p_t log(p_t / q_t) + P_rest · mean_{t drawn} log(p_t / q_t)
 
-By the log-sum inequality this is a lower bound, exact when ``k`` is the whole vocabulary; what it
-leaves out is the disagreement among tokens that the base model holds unlikely.
+The first sum is exact and the mean is an unbiased estimate of the rest, so the mean over positions
+is unbiased too; at single positions it is a little noisy. With ``k`` the whole vocabulary it is exact.
+A model compared with itself differs by exactly nothing.
 """
 
 from dataclasses import dataclass
@@ -22,23 +23,22 @@ from coldpress.evaluate.logprobs import Floats, logsumexp
 from coldpress.evaluate.result import Kl
 from coldpress.evaluate.session import Ids, Rows
 
-FILE = "kl-base.npz"
-_KEYS = frozenset({"ids", "log_p", "log_rest", "tokens_sha256", "n_vocab", "profile"})
+N_DRAWN = 64
+_KEYS = frozenset({"ids", "log_p", "top_k", "tokens_sha256", "profile"})
 
 
 @dataclass(frozen=True)
 class Base:
     """A base model's distributions at n scored positions.
 
-    ``ids``: (n, k) token ids, the most likely first. ``log_p``: (n, k) their log-probabilities.
-    ``log_rest``: (n,) log of what all other tokens share, -inf if nothing.
+    ``ids``: (n, m) token ids, the ``top_k`` most likely first, in falling order, then those drawn.
+    ``log_p``: (n, m) their log-probabilities.
     """
 
     ids: NDArray[np.int32]
     log_p: NDArray[np.float32]
-    log_rest: NDArray[np.float32]
+    top_k: int
     tokens_sha256: str
-    n_vocab: int
     profile: str
 
 
@@ -47,26 +47,14 @@ def tokens_digest(tokens: Ids) -> str:
     return sha256(np.ascontiguousarray(tokens, "<i4").tobytes()).hexdigest()
 
 
-def truncate(logits: Rows, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32], Floats]:
-    """The top-k of each row of logits, (n, n_vocab): ids, log-probabilities, log of the rest."""
-    n_vocab = logits.shape[1]
-    k = min(k, n_vocab)
-    ids = np.argpartition(-logits, k - 1, axis=1)[:, :k] if k < n_vocab else _every_id(logits)
-    values = np.take_along_axis(logits, ids, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    ids = np.take_along_axis(ids, order, axis=1)
-    log_p = np.take_along_axis(values, order, axis=1) - logsumexp(logits)[:, None]
-    rounded = log_p.astype(np.float32)
-    return ids.astype(np.int32), rounded, log_rest(rounded, n_vocab)
-
-
-def log_rest(log_p: NDArray[np.floating], n_vocab: int) -> Floats:
-    """Log of the probability outside the given tokens, (n, k) to (n,)."""
-    if log_p.shape[1] == n_vocab:
-        return np.full(len(log_p), -np.inf)
-    with np.errstate(divide="ignore"):
-        rest: Floats = np.log(np.clip(1.0 - np.exp(log_p.astype(np.float64)).sum(axis=1), 0.0, 1.0))
-    return rest
+def sample(
+    logits: Rows, top_k: int, random: np.random.Generator
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """What to keep of each row of logits, (n, n_vocab): token ids and log-probabilities, (n, m)."""
+    ids = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
+    if top_k < logits.shape[1]:
+        ids = np.concatenate([ids, _draw(logits, ids, random)], axis=1)
+    return ids.astype(np.int32), _log_p_at(logits, ids)
 
 
 def divergence(base: Base, rows: slice, logits: Rows) -> tuple[Floats, NDArray[np.bool_]]:
@@ -77,20 +65,32 @@ def divergence(base: Base, rows: slice, logits: Rows) -> tuple[Floats, NDArray[n
         rows: which of its positions ``logits``, (n, n_vocab), belong to.
         logits: the model's.
     """
-    ids = base.ids[rows]
-    # Rounded as the base was, so that a model differs from itself by exactly nothing.
-    log_q = (np.take_along_axis(logits, ids, axis=1) - logsumexp(logits)[:, None]).astype(
-        np.float32
-    )
-    log_p = base.log_p[rows]
-    p = np.exp(log_p.astype(np.float64))
-    kl: Floats = (p * (log_p.astype(np.float64) - log_q)).sum(axis=1)
-    if ids.shape[1] < base.n_vocab:
-        rest_p = base.log_rest[rows].astype(np.float64)
-        rest_q = log_rest(log_q, base.n_vocab).astype(np.float32)
-        some = np.isfinite(rest_p) & np.isfinite(rest_q)
-        kl[some] += np.exp(rest_p[some]) * (rest_p[some] - rest_q[some])
+    ids, log_p = base.ids[rows], base.log_p[rows].astype(np.float64)
+    ratio = log_p - _log_p_at(logits, ids)
+    p = np.exp(log_p[:, : base.top_k])
+    kl: Floats = (p * ratio[:, : base.top_k]).sum(axis=1)
+    if ids.shape[1] > base.top_k:
+        rest = np.clip(1.0 - p.sum(axis=1), 0.0, 1.0)
+        kl += rest * ratio[:, base.top_k :].mean(axis=1)
     return kl, logits.argmax(axis=1) == ids[:, 0]
+
+
+def _log_p_at(logits: Rows, ids: NDArray[np.integer]) -> NDArray[np.float32]:
+    at: NDArray[np.float64] = np.take_along_axis(logits, ids, axis=1) - logsumexp(logits)[:, None]
+    return at.astype(np.float32)
+
+
+def _draw(
+    logits: Rows, top: NDArray[np.integer], random: np.random.Generator
+) -> NDArray[np.integer]:
+    """Draw ``N_DRAWN`` tokens of each row outside ``top``, evenly spaced in probability."""
+    p = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    np.put_along_axis(p, top, 0.0, axis=1)
+    reach = np.cumsum(p, axis=1)
+    spots = (np.arange(N_DRAWN) + random.random((len(logits), 1))) / N_DRAWN * reach[:, -1:]
+    drawn = [np.searchsorted(row, at, side="right") for row, at in zip(reach, spots, strict=True)]
+    within: NDArray[np.integer] = np.minimum(np.array(drawn), logits.shape[1] - 1)
+    return within
 
 
 def summary(kl: Floats, same_top1: NDArray[np.bool_]) -> Kl:
@@ -124,16 +124,11 @@ def read(path: Path) -> Base:
             return Base(
                 ids=data["ids"],
                 log_p=data["log_p"],
-                log_rest=data["log_rest"],
+                top_k=int(data["top_k"]),
                 tokens_sha256=str(data["tokens_sha256"]),
-                n_vocab=int(data["n_vocab"]),
                 profile=str(data["profile"]),
             )
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path} does not exist", "evaluate the base model first") from error
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} is not a KL base: {error}", "evaluate the base again") from error
-
-
-def _every_id(logits: Rows) -> NDArray[np.intp]:
-    return np.broadcast_to(np.arange(logits.shape[1]), logits.shape)

@@ -74,14 +74,15 @@ def score(
         _check(base, digest, profile)
     log_p: list[Floats] = []
     compared: list[tuple[Floats, NDArray[np.bool_]]] = []
-    kept: list[tuple[NDArray[np.int32], NDArray[np.float32], Floats]] = []
+    kept: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
+    top_k = min(top_k, model.n_vocab)
     n_scored = text.targets.shape[1]
     with progress.task("perplexity", len(text.tokens)) as tick:
         for i, chunk in enumerate(text.tokens):
             logits = _second_half(model, context, chunk, text.first)
             log_p.append(log_softmax_at(logits, text.targets[i]))
             if base is None:
-                kept.append(kl.truncate(logits, top_k))
+                kept.append(kl.sample(logits, top_k, np.random.default_rng(i)))
             else:
                 rows = slice(i * n_scored, (i + 1) * n_scored)
                 compared.append(kl.divergence(base, rows, logits))
@@ -89,7 +90,7 @@ def score(
     return Scored(
         _perplexity(np.concatenate(log_p), _n_bytes(model, text)),
         kl.summary(*map(np.concatenate, zip(*compared, strict=True))) if compared else None,
-        _collect(kept, digest, model.n_vocab, profile) if kept else None,
+        _collect(kept, top_k, digest, profile) if kept else None,
     )
 
 
@@ -120,13 +121,13 @@ def _n_bytes(model: Model, text: Chunks) -> int:
 
 
 def _collect(
-    kept: list[tuple[NDArray[np.int32], NDArray[np.float32], Floats]],
+    kept: list[tuple[NDArray[np.int32], NDArray[np.float32]]],
+    top_k: int,
     digest: str,
-    n_vocab: int,
     profile: str,
 ) -> Base:
-    ids, log_p, rest = map(np.concatenate, zip(*kept, strict=True))
-    return Base(ids, log_p, rest.astype(np.float32), digest, n_vocab, profile)
+    ids, log_p = map(np.concatenate, zip(*kept, strict=True))
+    return Base(ids, log_p, top_k, digest, profile)
 
 
 def _check(base: Base, digest: str, profile: str) -> None:

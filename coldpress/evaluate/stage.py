@@ -33,7 +33,7 @@ class EvaluateOptions:
         n_ctx: tokens of the longest prompt; by default what the model was trained on, at most 4096.
         chunk_tokens: perplexity's chunk length.
         n_chunks: chunks of the text to score; all by default.
-        kl_top_k: tokens kept per position of the base's distributions.
+        kl_top_k: most likely tokens kept per position of the base's distributions; see ``kl``.
         threads: CPU threads; all cores by default.
         speed: whether to measure speed, load time and peak memory.
         speed_repeats: times each rate is taken; the median counts.
@@ -48,7 +48,7 @@ class EvaluateOptions:
     n_ctx: int | None = None
     chunk_tokens: int = 512
     n_chunks: int | None = None
-    kl_top_k: int = 256
+    kl_top_k: int = 64
     threads: int | None = None
     speed: bool = True
     speed_repeats: int = 3

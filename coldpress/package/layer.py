@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Literal, assert_never
 
 from coldpress.artifact import sha256_file
+from coldpress.progress import Tick
 
 Compression = Literal["stored", "deflate"]
 
@@ -99,13 +100,21 @@ def unpacked_bytes(entries: Iterable[Entry]) -> int:
     return sum(entry.size_bytes for entry in entries if isinstance(entry, File))
 
 
-def write(entries: Iterable[Entry], out: IO[bytes], compression: Compression) -> Layer:
+def write(
+    entries: Iterable[Entry],
+    out: IO[bytes],
+    compression: Compression,
+    tick: Tick = lambda _bytes: None,
+) -> Layer:
     """Write a gzip-compressed tar of ``entries`` to ``out`` in one pass.
 
-    ``stored`` is legal gzip that copies its input: for weights, which do not compress.
+    Args:
+        compression: ``stored`` is legal gzip that copies its input: for weights, which do not
+            compress.
+        tick: is told how many bytes were taken.
     """
     ordered = complete(entries)
-    stream = _Gzip(out, compression)
+    stream = _Gzip(out, compression, tick)
     with tarfile.open(
         fileobj=stream,  # type: ignore[call-overload]  # needs no more than write()
         mode="w",
@@ -145,11 +154,12 @@ def _add(tar: tarfile.TarFile, entry: Entry) -> None:
 class _Gzip:
     """Compresses what is written to it and hashes both sides."""
 
-    def __init__(self, out: IO[bytes], compression: Compression) -> None:
+    def __init__(self, out: IO[bytes], compression: Compression, tick: Tick) -> None:
         self.out = out
         self.plain = hashlib.sha256()
         self.blob = hashlib.sha256()
         self.size_bytes = 0
+        self._tick = tick
         self._crc = 0
         self._length = 0
         self._deflate = _Stored() if compression == "stored" else _deflate()
@@ -160,6 +170,7 @@ class _Gzip:
         self._crc = zlib.crc32(data, self._crc)
         self._length += len(data)
         self._emit(self._deflate.compress(data))
+        self._tick(len(data))
         return len(data)
 
     def finish(self) -> None:

@@ -38,9 +38,10 @@ def pull(reference: str, work: Path) -> Path:
         ToolError: skopeo is missing, or cannot get the image.
     """
     folder = work / "pulled"
-    argv = ["skopeo", "--override-os", "linux", "--override-arch", architecture(), "copy"]
+    skopeo = tools.find("skopeo", "install skopeo, or give an OCI layout as --base")
+    argv = [skopeo, "--override-os", "linux", "--override-arch", architecture(), "copy"]
     argv += ["--format", "oci", f"docker://{reference}", f"oci:{folder}:base"]
-    tools.run(argv, timeout_s=900, install="install skopeo, or give an OCI layout as --base")
+    tools.run(argv, timeout_s=900, install="check the reference, log in with `skopeo login`")
     return folder
 
 

@@ -16,6 +16,7 @@ from coldpress.errors import IntegrityError
 from coldpress.package import layer
 from coldpress.package.blobs import Blob
 from coldpress.package.layer import Entry, Layer
+from coldpress.progress import Tick
 
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -67,11 +68,11 @@ class Archive:
             raise IntegrityError(f"{blob.path} is damaged", "delete it; it is made again")
         self._pad(blob.layer.size_bytes)
 
-    def write_layer(self, entries: Iterable[Entry], purpose: str) -> None:
+    def write_layer(self, entries: Iterable[Entry], purpose: str, tick: Tick) -> None:
         """Write a stored layer straight into the archive; its name is known only at its end."""
         start = self._out.tell()
         self._out.write(bytes(tarfile.BLOCKSIZE))
-        written = layer.write(entries, self._out, "stored")
+        written = layer.write(entries, self._out, "stored", tick)
         end = self._out.tell()
         self._out.seek(start)
         self._out.write(_header(_name(written.digest), written.size_bytes))

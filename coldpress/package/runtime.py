@@ -17,7 +17,7 @@ SITE_PACKAGES = "opt/coldpress/site-packages"
 _ROOTS = ("llama-cpp-python", "numpy", "jinja2", "starlette", "uvicorn")
 # Never imported when serving: headers, stubs, tests, build tools, a second copy of the libraries.
 _DROP = re.compile(
-    r"\.\./.*|(include|lib|share)/.*|(.*/)?__pycache__/.*|.*/(tests|include)/.*|.*\.(a|pyi|h|pxd|c|f90)"
+    r"\.\./.*|(lib|share)/.*|(.*/)?(__pycache__|tests|include)/.*|.*\.(a|pyi|h|pxd|c|f90)"
     r"|numpy/(f2py|distutils|testing|typing/tests|_pyinstaller|conftest\.py).*"
     r"|llama_cpp/server/.*|.*/libmtmd\.so.*"
     r"|.*\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json|WHEEL|entry_points\.txt)"

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
-from coldpress import __version__, artifact
+from coldpress import __version__, artifact, progress
 from coldpress.errors import InputError, TooLargeError, UsageError
 from coldpress.package import app, deploy, limits, runtime
 from coldpress.package.base import Base, architecture, python_version, resolve
@@ -119,7 +119,8 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
                 for blob in base.layers:
                     archive.copy_layer(blob, "base")
                 archive.copy_layer(libraries, "runtime")
-                archive.write_layer(weights, "weights")
+                with progress.task("writing the weights' layer", weights_bytes) as tick:
+                    archive.write_layer(weights, "weights", tick)
                 archive.copy_layer(program, "app")
                 digest, layers = archive.finish(_config(base, options.target, root))
             name = _model_name(checkpoint)
