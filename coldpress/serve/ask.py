@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coldpress import artifact, libllama
-from coldpress.errors import ToolError, UsageError
+from coldpress.errors import PromptTooLongError, ToolError, UsageError
 from coldpress.serve.cold_runtime import ColdRuntime, post, started
 
 
@@ -64,6 +64,7 @@ def ask(checkpoint: Path, out: Path, options: AskOptions) -> Answer:
 
     Raises:
         ToolError: the runtime does not start or does not answer.
+        PromptTooLongError: the prompt does not fit the context.
     """
     inputs, plain = plan(checkpoint, out, options)
     tools = {"llama-cpp-python": libllama.version()}
@@ -137,6 +138,8 @@ def _stream(runtime: ColdRuntime, port: int, options: AskOptions) -> Iterator[di
             if error is None:
                 yield from _chunks(response)
                 return
+    if error["code"] == "context_length_exceeded":
+        raise PromptTooLongError(error["message"], "shorten the prompt, or raise the context")
     raise ToolError(f"the runtime refuses the prompt: {error['message']}", "change the prompt")
 
 
