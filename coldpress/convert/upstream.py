@@ -93,9 +93,10 @@ def _sdist(version: str) -> Path:
 def _download(version: str, folder: Path) -> None:
     """Download into a folder beside, then rename, so that a broken download is never found."""
     with tempfile.TemporaryDirectory(dir=folder) as partial:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", partial]
+        # The source of this one alone: ":all:" would build its build tools from source as well.
         tools.run(
-            [*pip, "--no-binary", ":all:", "--dest", partial, f"llama-cpp-python=={version}"],
+            [*pip, "--no-binary", "llama-cpp-python", f"llama-cpp-python=={version}"],
             timeout_s=_DOWNLOAD_TIMEOUT_S,
             install="check the network, or give --llama-cpp a llama.cpp checkout",
         )
