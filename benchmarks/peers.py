@@ -4,13 +4,15 @@
 """
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
-from coldpress import libllama, tools
+from coldpress import libllama, tools, untar
 from coldpress.cache import cache_dir
 from coldpress.errors import ToolError
 
@@ -39,10 +41,25 @@ def peers() -> Path:
         raise ToolError(f"{sdist} is missing", "run `make setup`")
     with tempfile.TemporaryDirectory() as scratch:
         with tarfile.open(sdist) as archive:
-            archive.extractall(scratch, filter="data")
+            untar.regular_files(archive, Path(scratch), max_bytes=1 << 30, max_files=20_000)
         source = Path(scratch) / f"llama_cpp_python-{version}" / "vendor" / "llama.cpp"
         _build(source, Path(scratch) / "build", folder)
     return folder
+
+
+def perplexity(gguf: Path, text: Path, *options: str | int) -> tuple[float, float]:
+    """Perplexity and its standard error by ``llama-perplexity``, attention and KV cache in float32.
+
+    It is asked again when it says nothing: its log thread may drop the last line when it exits.
+    Without repacking, whose AMX kernels end in an illegal instruction on some virtual machines.
+    """
+    argv = [peers() / "llama-perplexity", "-m", gguf, "-f", text, "--no-repack"]
+    exact = ["-fa", "off", "-ctk", "f32", "-ctv", "f32", *map(str, options)]
+    for _ in range(20):
+        done = subprocess.run([*argv, *exact], capture_output=True, text=True, check=True)
+        if match := re.search(r"PPL = ([\d.]+) \+/- ([\d.]+)", done.stdout + done.stderr):
+            return float(match[1]), float(match[2])
+    raise ToolError(f"llama-perplexity gives no figure for {gguf}: {done.stderr[-500:]}")
 
 
 def _build(source: Path, build: Path, folder: Path) -> None:

@@ -169,6 +169,7 @@ model: demo
 ship: Q4_0-plain
 quantize: {plain: [Q4_0, Q8_0]}
 data: {questions: null}
+evaluate: {profile: fast, n_chunks: 4, speed: false}
 """
 
 

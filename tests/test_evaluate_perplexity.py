@@ -1,6 +1,5 @@
 """Perplexity and KL divergence against slow, obvious versions and against llama-perplexity."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from benchmarks import peers
 from coldpress.errors import InputError, UsageError
 from coldpress.evaluate import kl, perplexity
 from coldpress.evaluate.session import Batch, Model, open_context, open_model
@@ -71,24 +71,16 @@ def test_perplexity_is_the_slow_loop(model: Model, text: perplexity.Chunks) -> N
 
 
 @pytest.mark.slow
-def test_perplexity_is_llama_perplexitys(random_gguf: Path, model: Model, peers: Path) -> None:
+def test_perplexity_is_llama_perplexitys(random_gguf: Path, model: Model) -> None:
     words = tiny_models.own_text()
     file = random_gguf.parent / "text.txt"
     file.write_text(words, encoding="utf-8")
-    argv = [peers / "llama-perplexity", "-m", random_gguf / "model.gguf", "-f", file]
-    options = ["-c", "128", "--chunks", "4", "-t", "2", "-fa", "off", "-ctk", "f32", "-ctv", "f32"]
-    import subprocess
-
-    said = subprocess.run(
-        [str(arg) for arg in (*argv, *options)], capture_output=True, text=True, check=True
-    )
-    match = re.search(r"PPL = ([\d.]+) \+/- ([\d.]+)", said.stdout + said.stderr)
-    assert match is not None
+    theirs = peers.perplexity(random_gguf / "model.gguf", file, "-c", 128, "--chunks", 4, "-t", 2)
     with open_context(model, n_cells=128, threads=2) as context:
         chunks = perplexity.chunks(model, words, 128, 4)
         found = perplexity.score(model, context, chunks, base=None, top_k=8, profile="exact")
-    assert found.perplexity.value == pytest.approx(float(match[1]), rel=1e-3)
-    assert found.perplexity.stderr == pytest.approx(float(match[2]), rel=1e-2)
+    assert found.perplexity.value == pytest.approx(theirs[0], rel=1e-3)
+    assert found.perplexity.stderr == pytest.approx(theirs[1], rel=1e-2)
 
 
 def test_a_model_does_not_differ_from_itself(model: Model, text: perplexity.Chunks) -> None:

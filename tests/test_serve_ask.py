@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from coldpress import artifact
-from coldpress.errors import InputError, ToolError, UsageError
+from coldpress.errors import InputError, PromptTooLongError, ToolError, UsageError
 from coldpress.serve.ask import AskOptions, ask, plan
 from tests import tiny_gguf
 
@@ -36,7 +36,7 @@ def test_a_model_without_a_template_continues_the_prompt(tmp_path: Path) -> None
 def test_failures_leave_nothing_behind(tmp_path: Path) -> None:
     model = tiny_gguf.write(tmp_path / "model.gguf")
     out = tmp_path / "answer"
-    with pytest.raises(ToolError, match="the prompt has"):
+    with pytest.raises(PromptTooLongError, match="the prompt has"):
         ask(model, out, AskOptions("x" * 20_000))
     model.write_bytes(model.read_bytes()[:-5000])
     with pytest.raises(ToolError, match="cannot load"):

@@ -1,11 +1,10 @@
 """Every file we write is an ordinary GGUF: llama.cpp's own programs load it and read the same from it."""
 
-import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from benchmarks import peers
 from coldpress import artifact, demo
 from coldpress.checkpoint import CheckpointOptions, checkpoint
 from coldpress.evaluate import perplexity
@@ -26,17 +25,8 @@ def demo_imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def llama_perplexity(peers: Path, gguf: Path) -> float:
-    argv = [peers / "llama-perplexity", "-m", gguf, "-f", demo.HELDOUT_TEXT]
-    # Without repacking: its AMX kernels stop with an illegal instruction on some virtual machines.
-    options = ["-c", "512", "--chunks", CHUNKS, "-t", 2, "--no-repack"]
-    for _ in range(3):  # Its log thread sometimes drops the last line on a busy machine.
-        said = subprocess.run(
-            [str(arg) for arg in (*argv, *options)], capture_output=True, text=True, check=True
-        )
-        if match := re.search(r"Final estimate: PPL = ([\d.]+)", said.stdout + said.stderr):
-            return float(match[1])
-    raise AssertionError(said.stderr[-2000:])
+def llama_perplexity(gguf: Path) -> float:
+    return peers.perplexity(gguf, demo.HELDOUT_TEXT, "-c", 512, "--chunks", CHUNKS, "-t", 2)[0]
 
 
 def our_perplexity(gguf: Path) -> float:
@@ -50,15 +40,15 @@ def our_perplexity(gguf: Path) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_checkpoint_of_each_type_reads_the_same_in_stock_llama_cpp(
-    tmp_path: Path, demo_gguf: Path, demo_imatrix: Path, peers: Path, kind: str
+    tmp_path: Path, demo_gguf: Path, demo_imatrix: Path, kind: str
 ) -> None:
     quantize(demo_gguf, tmp_path / "q", QuantizeOptions(type=kind), imatrix=demo_imatrix)
     checkpoint(tmp_path / "q", tmp_path / "c", CheckpointOptions())
     artifact.verify(tmp_path / "c")
     gguf = tmp_path / "c" / "model.gguf"
-    assert our_perplexity(gguf) == pytest.approx(llama_perplexity(peers, gguf), rel=0.005)
+    assert our_perplexity(gguf) == pytest.approx(llama_perplexity(gguf), rel=0.005)
 
 
 @pytest.mark.slow
-def test_the_converted_file_reads_the_same_in_stock_llama_cpp(demo_gguf: Path, peers: Path) -> None:
-    assert our_perplexity(demo_gguf) == pytest.approx(llama_perplexity(peers, demo_gguf), rel=0.005)
+def test_the_converted_file_reads_the_same_in_stock_llama_cpp(demo_gguf: Path) -> None:
+    assert our_perplexity(demo_gguf) == pytest.approx(llama_perplexity(demo_gguf), rel=0.005)

@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from coldpress import libllama, tools
+from coldpress import libllama, tools, untar
 from coldpress.artifact import sha256_file
 from coldpress.cache import cache_dir
 from coldpress.errors import IntegrityError, ToolError, UsageError
@@ -110,23 +110,17 @@ def _unpack(sdist: Path, tree: Path) -> None:
     with tempfile.TemporaryDirectory(dir=tree.parent) as partial:
         fresh = Path(partial) / "tree"
         with tarfile.open(sdist, "r:gz") as archive:
-            _extract(archive, fresh)
+            untar.regular_files(
+                archive,
+                fresh,
+                place=_inner_path,
+                max_bytes=_MAX_UNPACKED_BYTES,
+                max_files=_MAX_FILES,
+            )
         if not (fresh / _SCRIPT).is_file():
             raise IntegrityError(f"{sdist} holds no {_SCRIPT}", "delete it and try again")
         if not tree.is_dir():  # Another process may have been faster.
             fresh.rename(tree)
-
-
-def _extract(archive: tarfile.TarFile, folder: Path) -> None:
-    size_bytes = count = 0
-    for member in archive:
-        inner = _inner_path(member.name)
-        if inner is None or not member.isfile():
-            continue
-        size_bytes, count = size_bytes + member.size, count + 1
-        if size_bytes > _MAX_UNPACKED_BYTES or count > _MAX_FILES:
-            raise IntegrityError("the converter's source is larger than expected", "report this")
-        archive.extract(member.replace(name=inner, deep=False), folder, filter="data")
 
 
 def _inner_path(name: str) -> str | None:

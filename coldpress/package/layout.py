@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coldpress import tools
+from coldpress import tools, untar
 from coldpress.artifact import sha256_file
 from coldpress.errors import InputError, IntegrityError
 from coldpress.package.base import Base, architecture
@@ -21,6 +21,8 @@ _PYTHON = re.compile(r"(?:\./)?(usr/local/bin|usr/bin|opt/venv/bin)/python(3\.\d
 _LIBC = re.compile(r"(?:\./)?(?:usr/)?lib/[^/]*-linux-gnu/libc\.so\.6")
 _GLIBC = re.compile(rb"stable release version (\d+\.\d+)")
 _MAX_JSON_BYTES = 4 << 20
+_MAX_BYTES = 64 << 30
+_MAX_FILES = 10_000
 
 
 @dataclass
@@ -79,7 +81,7 @@ def base(path: Path, work: Path) -> Base:
 def _unpack(archive: Path, folder: Path) -> Path:
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            untar.regular_files(tar, folder, max_bytes=_MAX_BYTES, max_files=_MAX_FILES)
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{archive} is not an OCI archive: {error}", _CONVERT) from error
     return folder
