@@ -15,7 +15,8 @@ _HEAD = ("file", "bpw", "MB", "accuracy", "KL", "top-1", "tok/s", "")
 
 def text(ran: "Ran") -> str:
     """The whole summary as plain text."""
-    parts = [_table(rows(ran.evaluations)), "", f"report      {ran.report / 'report.html'}"]
+    parts = ["", _table(rows(ran.evaluations)), "* no smaller file has a lower KL divergence", ""]
+    parts.append(f"report      {ran.report / 'report.html'}")
     parts.append(f"checkpoint  {ran.checkpoint / 'model.gguf'}")
     for folder in ran.packages:
         image = next(file for file in artifact.read(folder).files if file.name == "image.tar")

@@ -35,11 +35,11 @@ def regular_files(
             continue
         path = PurePosixPath(inner)
         if path.is_absolute() or ".." in path.parts:
-            raise IntegrityError(f"{archive.name} holds {member.name}", "do not use this archive")
+            raise IntegrityError(f"the archive holds {member.name}", "do not use this archive")
         n_bytes, n_files = n_bytes + member.size, n_files + 1
         if n_bytes > max_bytes or n_files > max_files:
             raise IntegrityError(
-                f"{archive.name} unpacks to more than {max_bytes:,} bytes or {max_files:,} files",
+                f"the archive unpacks to more than {max_bytes:,} bytes or {max_files:,} files",
                 "do not use this archive",
             )
         target = folder / path
