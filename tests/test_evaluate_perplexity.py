@@ -66,7 +66,8 @@ def test_perplexity_is_the_slow_loop(model: Model, text: perplexity.Chunks) -> N
     # ggml multiplies bf16 matrices by one row and by many with different kernels.
     assert found.value == pytest.approx(np.exp(np.mean(nll)), rel=1e-4)
     stderr = np.exp(np.mean(nll)) * np.std(nll) / np.sqrt(len(nll) - 1)
-    assert found.stderr == pytest.approx(stderr, rel=1e-4)
+    # n instead of n - 1 would be off by 3e-3; the kernels' difference counts twice in a variance.
+    assert found.stderr == pytest.approx(stderr, rel=1e-3)
     assert found.bits_per_byte == pytest.approx(np.sum(nll) / np.log(2) / n_bytes, rel=1e-4)
 
 
