@@ -25,7 +25,7 @@ fix: $(VENV)/.dev ## format and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.dev ## every test, against the real peers
-	.ci/packages podman buildah skopeo umoci crun chromium chromium-driver
+	.ci/packages cmake podman buildah skopeo umoci crun chromium chromium-driver
 	$(BIN)/python -m pytest
 
 demo: $(VENV)/.demo ## compress, evaluate, report, package and ask the embedded model
