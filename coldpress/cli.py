@@ -34,7 +34,11 @@ def run(
     from coldpress.recipe import load
 
     loaded = load(recipe)
-    ran = pipeline.run(loaded, recipe.parent, out or Path("runs") / loaded.name)
+    try:
+        ran = pipeline.run(loaded, recipe.parent, out or Path("runs") / loaded.name)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
     _print(ran, json_, summary.text(ran))
 
 
