@@ -4,7 +4,6 @@ Each stage is an artifact folder under ``out``; a stage is skipped when the fold
 exactly the same work (see ``artifact.run_id``).
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -160,9 +159,3 @@ def _source(name: str, root: Path, embedded: Path) -> Any:
     if name == "demo":
         return embedded
     return root / name if (root / name).exists() else name
-
-
-def clean(out: Path) -> None:
-    """Remove what interrupted stages left behind."""
-    for partial in [*out.rglob("*.partial"), *out.rglob("*.old")]:
-        shutil.rmtree(partial, ignore_errors=True)
