@@ -175,9 +175,12 @@ def package(
     _print(stage.package(checkpoint, out, options), json_)
 
 
-@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
 def serve(context: typer.Context) -> None:
-    """Serve a checkpoint over HTTP (see `python -m coldpress.serve --help`)."""
+    """Serve a checkpoint: the OpenAI API on the CPU."""
     from coldpress.serve.__main__ import main as serve_main
 
     raise typer.Exit(serve_main(context.args))
