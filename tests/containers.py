@@ -67,6 +67,8 @@ def store() -> Iterator[Store]:
     """An empty store; the test is skipped where podman cannot run."""
     if os.geteuid() != 0 or not shutil.which("podman"):
         pytest.skip("needs root and podman")
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs a mount namespace of its own; this is an unprivileged container")
     # Not below pytest's folders: podman's sockets need short paths.
     with tempfile.TemporaryDirectory(prefix="cp") as folder:
         made = Store(Path(folder))
