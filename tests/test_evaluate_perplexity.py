@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from benchmarks import peers
+from coldpress.convert import ConvertOptions, convert
 from coldpress.errors import InputError, UsageError
 from coldpress.evaluate import kl, perplexity
 from coldpress.evaluate.session import Batch, Model, open_context, open_model
@@ -53,7 +54,17 @@ def _every_logit(model: Model, chunk: np.ndarray) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def test_perplexity_is_the_slow_loop(model: Model, text: perplexity.Chunks) -> None:
+@pytest.fixture(scope="module")
+def exact_model(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> Iterator[Model]:
+    """In float32: ggml multiplies bf16 by one row and by many with kernels that round differently."""
+    out = tmp_path_factory.mktemp("f32") / "convert"
+    convert(random_llama, out, ConvertOptions(outtype="f32", verify=False))
+    with open_model(out / "model.gguf") as opened:
+        yield opened
+
+
+def test_perplexity_is_the_slow_loop(exact_model: Model, text: perplexity.Chunks) -> None:
+    model = exact_model
     assert model.add_bos
     nll, n_bytes = [], 0
     for chunk in text.tokens:
@@ -63,12 +74,10 @@ def test_perplexity_is_the_slow_loop(model: Model, text: perplexity.Chunks) -> N
             n_bytes += len(model.piece(int(chunk[i + 1])))
     found = _score(model, text, None, 16).perplexity
     assert found.n_tokens == len(nll) == 5 * 31
-    # ggml multiplies bf16 matrices by one row and by many with different kernels.
-    assert found.value == pytest.approx(np.exp(np.mean(nll)), rel=1e-4)
+    assert found.value == pytest.approx(np.exp(np.mean(nll)), rel=1e-5)
     stderr = np.exp(np.mean(nll)) * np.std(nll) / np.sqrt(len(nll) - 1)
-    # n instead of n - 1 would be off by 3e-3; the kernels' difference counts twice in a variance.
-    assert found.stderr == pytest.approx(stderr, rel=1e-3)
-    assert found.bits_per_byte == pytest.approx(np.sum(nll) / np.log(2) / n_bytes, rel=1e-4)
+    assert found.stderr == pytest.approx(stderr, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(np.sum(nll) / np.log(2) / n_bytes, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def from_sums(
     )
 
 
-class _Writer(gguf.GGUFWriter):  # type: ignore[misc]
+class _Writer(gguf.GGUFWriter):  # type: ignore[misc]  # gguf ships no types
     def add_architecture(self) -> None:
         """An imatrix has no architecture."""
 

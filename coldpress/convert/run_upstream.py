@@ -17,7 +17,7 @@ def main() -> None:
     """Replace the method, then hand over to the converter's own command line."""
     script, pre_tokenizer, *arguments = sys.argv[1:]
     sys.path[0] = str(Path(script).parent)  # As if that script had been started, not this one.
-    from conversion.base import TextModel  # type: ignore[import-not-found]
+    from conversion.base import TextModel  # type: ignore[import-not-found]  # the converter's, on PYTHONPATH
 
     TextModel.get_vocab_base_pre = lambda _model, _tokenizer: pre_tokenizer
     sys.argv = [script, *arguments]
