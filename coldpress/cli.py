@@ -69,29 +69,76 @@ def calibrate(
     model: Annotated[Path, typer.Argument(help="Hugging Face folder")],
     out: Out,
     text: Text = None,
+    context: Annotated[int, typer.Option(help="tokens per sequence")] = 512,
+    max_tokens: Annotated[int, typer.Option(help="tokens in all")] = 65536,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="text to evaluate on: refused as --text; repeatable")
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Measure which weights matter: an imatrix from text."""
+    """Measure which weights matter: an imatrix and second moments from text."""
     from coldpress import calibrate as stage
     from coldpress import demo
 
+    options = stage.CalibrateOptions(context=context, max_tokens=max_tokens)
     given = text or demo.CALIBRATION_TEXT
-    _print(stage.calibrate(model, out, stage.CalibrateOptions(), text=given), json_)
+    _print(stage.calibrate(model, out, options, text=given, against=against or ()), json_)
 
 
 @app.command()
 def quantize(
     gguf: Annotated[Path, typer.Argument(help="bf16 GGUF, or the folder that convert wrote")],
     out: Out,
-    type_: Annotated[str, typer.Option("--type", help="ggml type or llama.cpp preset")],
-    imatrix: Annotated[Path | None, typer.Option(help="file or folder from calibrate")] = None,
+    type_: Annotated[
+        str | None, typer.Option("--type", help="ggml type or llama.cpp preset; default: Q4_K_M")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="budget for the file: 1.9GB, 700MiB")] = None,
+    bpw: Annotated[float | None, typer.Option(help="budget in bits per weight")] = None,
+    fit: Annotated[
+        str | None, typer.Option(help="budget from memory: lambda:3008MB, cloudrun:2GiB")
+    ] = None,
+    sweep: Annotated[str | None, typer.Option(help="several budgets: 2.5,3,4")] = None,
+    min_tok_s: Annotated[float | None, typer.Option(help="fewest tokens per second here")] = None,
+    context: Annotated[int | None, typer.Option(help="tokens of KV cache that --fit keeps")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="folder from calibrate, or an imatrix.gguf")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Hugging Face folder, for a budget")] = None,
+    rounding: Annotated[str | None, typer.Option(help="compensated or imatrix")] = None,
+    heal: Annotated[bool, typer.Option(help="train norms and scales after rounding")] = False,
     json_: Json = False,
 ) -> None:
-    """Write a smaller GGUF, encoded by ggml itself."""
+    """Write a smaller GGUF: of one type, or the best that a budget allows."""
     from coldpress import quantize as stage
 
-    options = stage.QuantizeOptions(type=type_)
-    _print(stage.quantize(gguf, out, options, imatrix=imatrix), json_)
+    given = {"calibration": calibration, "model": model}
+    options = stage.QuantizeOptions(
+        type=type_,
+        size=size,
+        bpw=bpw,
+        fit=fit,
+        context=context,
+        min_tok_s=min_tok_s,
+        rounding=rounding,  # type: ignore[arg-type]  # checked by the options themselves
+        heal=heal,
+    )
+    for folder, each in stage.sweep(out, options, sweep).items():
+        _print(stage.quantize(gguf, folder, each, **given), json_)
+
+
+@app.command()
+def inspect(
+    gguf: Annotated[Path, typer.Argument(help="a GGUF, or a folder with model.gguf")],
+    json_: Json = False,
+) -> None:
+    """List a GGUF's tensors: type, bytes, bits per weight, error."""
+    from coldpress import inspect as inspection
+
+    inspected = inspection.inspect(gguf)
+    if not json_:
+        inspection.show(inspected)
+        return
+    _print(inspected, json_)
 
 
 @app.command()

@@ -60,19 +60,20 @@ def cpu_variant() -> str:
     return ",".join(sorted(found)) or "native"
 
 
-def _ggml() -> ctypes.CDLL:
+def ggml() -> ctypes.CDLL:
+    """The ggml library that libllama links; what it depends on is reached through it too."""
     lib = library_dir()
     exact = lib / "libggml.so.0"
     return ctypes.CDLL(str(exact if exact.exists() else lib / "libggml.so"))
 
 
 def _register_backends(package: Path) -> None:
-    ggml = _ggml()
-    ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
-    if ggml.ggml_backend_reg_count() == 0:
-        ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
-        ggml.ggml_backend_load_all_from_path(str(package.parent / "bin").encode())
-    if ggml.ggml_backend_reg_count() == 0:
+    lib = ggml()
+    lib.ggml_backend_reg_count.restype = ctypes.c_size_t
+    if lib.ggml_backend_reg_count() == 0:
+        lib.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
+        lib.ggml_backend_load_all_from_path(str(package.parent / "bin").encode())
+    if lib.ggml_backend_reg_count() == 0:
         raise ToolError(
             "no llama.cpp backend runs on this CPU",
             "x86-64 with SSE4.2 or newer, or Armv8, is needed; see `make setup` for the wheel",

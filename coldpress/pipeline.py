@@ -44,21 +44,16 @@ def run(recipe: Recipe, root: Path, out: Path) -> Ran:
     model = _source(recipe.model, root, demo.MODEL_DIR)
     base = out / "convert"
     _step("convert", convert, "convert", model, base, recipe.convert)
-    imatrix = out / "calibrate"
-    if recipe.quantize.imatrix:
-        text = _source(recipe.data.calibration, root, demo.CALIBRATION_TEXT)
-        _step("calibrate", calibrate, "calibrate", model, imatrix, recipe.calibrate, text=text)
-    for name, (kind, weighted) in recipe.quantize.names().items():
-        options = quantize.QuantizeOptions(type=kind)
-        _step(
-            f"quantize {name}",
-            quantize,
-            "quantize",
-            base,
-            out / "quantize" / name,
-            options,
-            imatrix=imatrix if weighted else None,
-        )
+    calibration = out / "calibrate"
+    text = _source(recipe.data.calibration, root, demo.CALIBRATION_TEXT)
+    against = _evaluated(recipe, root)
+    given: dict[str, Any] = {"text": text, "against": against}
+    _step("calibrate", calibrate, "calibrate", model, calibration, recipe.calibrate, **given)
+    for name, options in recipe.quantize.options().items():
+        given = {} if name.endswith("-plain") else {"calibration": calibration}
+        given |= {"model": model} if options.searches else {}
+        folder = out / "quantize" / name
+        _step(f"quantize {name}", quantize, "quantize", base, folder, options, **given)
     evaluations = _evaluate(recipe, root, out)
     _step("report", report, "report", evaluations, out / "report", recipe.report)
     shipped = out / "checkpoint"
@@ -97,7 +92,7 @@ def _evaluate(recipe: Recipe, root: Path, out: Path) -> list[Path]:
         **given,
     )
     done = [base]
-    for name in recipe.quantize.names():
+    for name in recipe.quantize.options():
         done.append(out / "evaluate" / name)
         _step(
             f"evaluate {name}",
@@ -110,6 +105,11 @@ def _evaluate(recipe: Recipe, root: Path, out: Path) -> list[Path]:
             **given,
         )
     return done
+
+
+def _evaluated(recipe: Recipe, root: Path) -> tuple[Path, ...]:
+    """The text that the result is evaluated on, which must not be calibrated on."""
+    return (_source(recipe.data.text, root, demo.HELDOUT_TEXT),)
 
 
 def _package(

@@ -18,6 +18,7 @@ from coldpress.convert import ConvertOptions
 from coldpress.errors import RecipeError
 from coldpress.evaluate import EvaluateOptions
 from coldpress.package import PackageOptions
+from coldpress.quantize import QuantizeOptions
 from coldpress.report import ReportOptions
 from coldpress.serve.ask import AskOptions
 
@@ -37,15 +38,30 @@ class Data(_Strict):
 
 
 class Variants(_Strict):
-    """Types and presets to write, without and with an imatrix."""
+    """What to write, by how it is rounded; see ``QuantizeOptions``."""
 
     plain: tuple[str, ...] = ()
+    """Types and presets without an imatrix."""
     imatrix: tuple[str, ...] = ()
+    """Types and presets rounded by ggml under the imatrix."""
+    compensated: tuple[str, ...] = ()
+    """Types and presets rounded with error feedback."""
+    bpw: tuple[float, ...] = ()
+    """Budgets in bits per weight: a type per tensor is searched for, and rounded with error feedback."""
+    heal: bool = False
+    """Train norms and block scales of the budgets' files."""
 
-    def names(self) -> dict[str, tuple[str, bool]]:
-        """Variant name → (type, whether the imatrix is used)."""
-        named = {f"{kind}-plain": (kind, False) for kind in self.plain}
-        return named | {kind: (kind, True) for kind in self.imatrix}
+    def options(self) -> dict[str, QuantizeOptions]:
+        """Variant name → how to make it."""
+        named = {f"{kind}-plain": QuantizeOptions(type=kind) for kind in self.plain}
+        named |= {kind: QuantizeOptions(type=kind, rounding="imatrix") for kind in self.imatrix}
+        named |= {
+            f"{kind}-compensated": QuantizeOptions(type=kind, rounding="compensated")
+            for kind in self.compensated
+        }
+        return named | {
+            f"{bits:g}bpw": QuantizeOptions(bpw=bits, heal=self.heal) for bits in self.bpw
+        }
 
 
 class Recipe(_Strict):
@@ -82,10 +98,10 @@ def load(path: Path) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {_one_line(error)}", "mend that line") from error
     recipe = _validate(path, data)
-    if recipe.ship not in recipe.quantize.names():
+    if recipe.ship not in recipe.quantize.options():
         raise RecipeError(
             f"{path}: ship: no variant {recipe.ship!r} in quantize",
-            f"one of: {', '.join(recipe.quantize.names())}",
+            f"one of: {', '.join(recipe.quantize.options())}",
         )
     return recipe
 

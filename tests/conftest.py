@@ -103,6 +103,6 @@ def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory, demo_gguf: Path) -
     from coldpress.quantize import QuantizeOptions, quantize
 
     folder = tmp_path_factory.mktemp("demo_checkpoint")
-    quantize(demo_gguf, folder / "quantize", QuantizeOptions(type="Q8_0"), imatrix=None)
+    quantize(demo_gguf, folder / "quantize", QuantizeOptions(type="Q8_0"))
     checkpoint(folder / "quantize", folder / "checkpoint", CheckpointOptions())
     return folder / "checkpoint"

@@ -119,6 +119,31 @@ def test_qwen3_moe_without_normalised_experts_is_refused(model: Path) -> None:
     assert "norm_topk_prob" in error.message
 
 
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        ({"model_type": "mistral", "sliding_window": 4096}, 4096),
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "mistral", "sliding_window": 32768}, None),
+        ({"model_type": "qwen2", "sliding_window": 4096}, None),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True}, 4096),
+        ({"model_type": "gemma2", "sliding_window": 4096}, None),
+    ],
+)
+def test_a_window_that_llama_cpp_ignores_is_told(
+    config: dict[str, Any], window: int | None
+) -> None:
+    assert checks.ignored_window(config | {"max_position_embeddings": 32768}) == window
+
+
+def test_a_window_shorter_than_the_test_text_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tiny_models.sentencepiece(folder)
+    tiny_models.save(folder, "mistral", sliding_window=16)
+    assert "logits differ" in error_of(folder).message
+
+
 def test_an_unknown_architecture_names_close_ones(model: Path) -> None:
     edit_config(model, architectures=["LlamaForCasualLM"])
     error = error_of(model)

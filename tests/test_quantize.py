@@ -99,7 +99,9 @@ def test_every_type_is_written_as_ggml_encodes_it_and_runs(
     tmp_path: Path, random_gguf: Path, random_imatrix: Path, name: str
 ) -> None:
     out = tmp_path / "out"
-    result = quantize(random_gguf, out, QuantizeOptions(type=name), imatrix=random_imatrix)
+    result = quantize(
+        random_gguf, out, QuantizeOptions(type=name, rounding="imatrix"), calibration=random_imatrix
+    )
     artifact.verify(out)
     kind, weights = TYPES[name], imatrix.read(random_imatrix / "imatrix.gguf")
     originals, written = tensors(random_gguf / "model.gguf"), tensors(Path(result.path))
@@ -121,7 +123,12 @@ def test_every_type_is_written_as_ggml_encodes_it_and_runs(
 def test_errors_fall_as_bits_grow(tmp_path: Path, random_gguf: Path, random_imatrix: Path) -> None:
     errors = []
     for name in ("IQ1_S", "IQ2_XXS", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0"):
-        quantize(random_gguf, tmp_path / name, QuantizeOptions(name), imatrix=random_imatrix)
+        quantize(
+            random_gguf,
+            tmp_path / name,
+            QuantizeOptions(name, rounding="imatrix"),
+            calibration=random_imatrix,
+        )
         records = json.loads((tmp_path / name / "tensors.json").read_text())["tensors"]
         by_name = {record["name"]: record for record in records}
         assert by_name["blk.0.attn_norm.weight"]["relative_rms_error"] == 0
@@ -145,7 +152,12 @@ def test_a_uniform_file_has_the_tensors_of_llama_quantize_pure(
     weighted: bool,
 ) -> None:
     weights = random_imatrix if weighted else None
-    ours = quantize(random_gguf, tmp_path / "out", QuantizeOptions(name), imatrix=weights)
+    ours = quantize(
+        random_gguf,
+        tmp_path / "out",
+        QuantizeOptions(name, rounding="imatrix"),
+        calibration=weights,
+    )
     options = ["--imatrix", random_imatrix / "imatrix.gguf"] if weighted else []
     theirs = tmp_path / "peer.gguf"
     command = [peers / "llama-quantize", "--pure", *options]
@@ -169,7 +181,12 @@ def test_a_preset_has_the_bytes_of_llama_quantize(
     weighted: bool,
 ) -> None:
     weights = random_imatrix if weighted else None
-    ours = quantize(random_gguf, tmp_path / "out", QuantizeOptions(name), imatrix=weights)
+    ours = quantize(
+        random_gguf,
+        tmp_path / "out",
+        QuantizeOptions(name, rounding="imatrix"),
+        calibration=weights,
+    )
     options = ["--imatrix", "imatrix.gguf"] if weighted else []
     command = [peers / "llama-quantize", *options, random_gguf / "model.gguf"]
     command += [tmp_path / "peer.gguf", name.removeprefix("preset:").upper()]
@@ -182,7 +199,12 @@ def test_equal_inputs_give_equal_bytes(
 ) -> None:
     manifests = []
     for name in ("a", "b"):
-        quantize(random_gguf, tmp_path / name, QuantizeOptions("iq4_xs"), imatrix=random_imatrix)
+        quantize(
+            random_gguf,
+            tmp_path / name,
+            QuantizeOptions("iq4_xs", rounding="imatrix"),
+            calibration=random_imatrix,
+        )
         manifests.append(artifact.read(tmp_path / name))
     assert manifests[0] == manifests[1]
 
@@ -191,7 +213,9 @@ def test_metadata_is_kept_and_says_what_was_done(
     tmp_path: Path, random_gguf: Path, random_imatrix: Path
 ) -> None:
     out = tmp_path / "out"
-    quantize(random_gguf, out, QuantizeOptions("Q5_K"), imatrix=random_imatrix)
+    quantize(
+        random_gguf, out, QuantizeOptions("Q5_K", rounding="imatrix"), calibration=random_imatrix
+    )
 
     def pairs(folder: Path) -> dict[str, Any]:
         fields = gguf.GGUFReader(folder / "model.gguf").fields
@@ -337,7 +361,12 @@ def test_another_models_imatrix_is_refused(tmp_path: Path, random_imatrix: Path)
     deeper = write_source(tmp_path / "b.gguf", {"blk.9.attn_q.weight": (4, 256)})
     for path, message in ((longer, "has 256 inputs"), (deeper, "nothing on blk.9")):
         with pytest.raises(InputError, match=message):
-            quantize(path, tmp_path / "out", QuantizeOptions("Q4_K"), imatrix=random_imatrix)
+            quantize(
+                path,
+                tmp_path / "out",
+                QuantizeOptions("Q4_K", rounding="imatrix"),
+                calibration=random_imatrix,
+            )
 
 
 def test_a_quantized_source_is_refused(tmp_path: Path, random_gguf: Path) -> None:

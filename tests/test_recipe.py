@@ -6,22 +6,26 @@ import pytest
 
 from coldpress import recipe
 from coldpress.errors import RecipeError
+from coldpress.quantize import QuantizeOptions
 
 GOOD = "name: r\nmodel: demo\nship: Q4_K\nquantize: {imatrix: [Q4_K, Q2_K], plain: [Q4_K]}\n"
 
 
 @pytest.mark.parametrize("path", sorted(Path("recipes").rglob("*.yaml")), ids=str)
 def test_every_shipped_recipe_loads(path: Path) -> None:
-    assert recipe.load(path).quantize.names()
+    assert recipe.load(path).quantize.options()
 
 
 def test_variants_are_named_by_type_and_method(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text(GOOD)
-    assert recipe.load(path).quantize.names() == {
-        "Q4_K-plain": ("Q4_K", False),
-        "Q4_K": ("Q4_K", True),
-        "Q2_K": ("Q2_K", True),
+    more = "compensated: [Q3_K_M], bpw: [2.5], heal: true, "
+    path.write_text(GOOD.replace("{imatrix", "{" + more + "imatrix"))
+    assert recipe.load(path).quantize.options() == {
+        "Q4_K-plain": QuantizeOptions("Q4_K"),
+        "Q4_K": QuantizeOptions("Q4_K", rounding="imatrix"),
+        "Q2_K": QuantizeOptions("Q2_K", rounding="imatrix"),
+        "Q3_K_M-compensated": QuantizeOptions("Q3_K_M", rounding="compensated"),
+        "2.5bpw": QuantizeOptions(bpw=2.5, heal=True),
     }
 
 

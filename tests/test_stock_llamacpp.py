@@ -42,7 +42,12 @@ def our_perplexity(gguf: Path) -> float:
 def test_a_checkpoint_of_each_type_reads_the_same_in_stock_llama_cpp(
     tmp_path: Path, demo_gguf: Path, demo_imatrix: Path, kind: str
 ) -> None:
-    quantize(demo_gguf, tmp_path / "q", QuantizeOptions(type=kind), imatrix=demo_imatrix)
+    quantize(
+        demo_gguf,
+        tmp_path / "q",
+        QuantizeOptions(type=kind, rounding="imatrix"),
+        calibration=demo_imatrix,
+    )
     checkpoint(tmp_path / "q", tmp_path / "c", CheckpointOptions())
     artifact.verify(tmp_path / "c")
     gguf = tmp_path / "c" / "model.gguf"

@@ -1,4 +1,4 @@
-"""Text → imatrix: E[x²] of every linear layer's input, in llama.cpp's own format."""
+"""Text → what every linear layer is given: an imatrix, and second moments to round with."""
 
 from coldpress.calibrate.stage import Calibrated, CalibrateOptions, calibrate, plan
 

@@ -45,13 +45,17 @@ class Imatrix:
         return np.where(counts > 0, self.sums[name] / np.maximum(counts, 1), np.float32(1))
 
 
-def from_sums(
-    sums: Mapping[str, Any], counts: Mapping[str, int], dataset: str, chunk_size: int, chunks: int
+def from_moments(
+    sums: Mapping[str, Floats],
+    counts: Mapping[str, Any],
+    dataset: str,
+    chunk_size: int,
+    chunks: int,
 ) -> Imatrix:
-    """An imatrix of plain matrices from Σ x², (inputs,) each, and the numbers of tokens."""
+    """An imatrix from Σ x², (experts, inputs) each, and the numbers of tokens, (experts,)."""
     return Imatrix(
-        sums={name: np.asarray(total, dtype=np.float32)[None] for name, total in sums.items()},
-        counts={name: np.array([count], dtype=np.float32) for name, count in counts.items()},
+        sums=dict(sums),
+        counts={name: np.asarray(each, dtype=np.float32) for name, each in counts.items()},
         datasets=(dataset,),
         chunk_count=chunks,
         chunk_size=chunk_size,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from coldpress.errors import InputError
 
@@ -27,26 +28,29 @@ def read(path: Path) -> str:
     return text
 
 
-def blocks(tokenizer: Any, text: str, context: int, max_tokens: int) -> list[list[int]]:
+def blocks(tokenizer: Any, text: str, context: int, max_tokens: int) -> npt.NDArray[np.int32]:
     """Cut text into sequences of ``context`` tokens, at most ``max_tokens`` in all.
 
     The sequences are spread evenly over the text, do not overlap, and the first token of each is
     replaced by BOS where the model expects one, as llama-imatrix does.
 
+    Returns:
+        (sequences, context).
+
     Raises:
-        InputError: the text does not fill one sequence.
+        InputError: the text does not fill two sequences: one to fit to, one to judge with.
     """
     ids = tokenizer(text)["input_ids"]
     available = len(ids) // context
-    if available == 0:
+    if available < 2:
         raise InputError(
-            f"the calibration text has {len(ids)} tokens, fewer than one context of {context}",
+            f"the calibration text has {len(ids)} tokens, fewer than two contexts of {context}",
             "give more text, or a smaller context",
         )
-    wanted = max(1, min(available, max_tokens // context))
+    wanted = max(2, min(available, max_tokens // context))
     starts = np.linspace(0, available - 1, wanted).round().astype(int) * context
-    cut = [list(ids[start : start + context]) for start in starts]
+    cut = np.array([ids[start : start + context] for start in starts], np.int32)
     bos = tokenizer.bos_token_id
     if bos is not None and ids[0] == bos:
-        cut = [[bos, *block[1:]] for block in cut]
+        cut[:, 0] = bos
     return cut

@@ -11,6 +11,9 @@ from coldpress.errors import CorruptModelError, NotAModelError, UnsupportedModel
 
 _MAX_JSON_BYTES = 64 << 20
 _MAX_HEADER_BYTES = 100_000_000  # The safetensors format's own limit.
+_WINDOW_IGNORED = frozenset(
+    {"mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}
+)
 _INDEX = "model.safetensors.index.json"
 
 
@@ -63,6 +66,18 @@ def check_architecture(config: dict[str, Any], known: frozenset[str]) -> None:
             "norm_topk_prob is false; llama.cpp always normalises Qwen3-MoE's expert weights",
             "it would convert without an error and answer wrongly; choose another model",
         )
+
+
+def ignored_window(config: dict[str, Any]) -> int | None:
+    """The tokens after which llama.cpp attends to more than the model was made to; None if never.
+
+    llama.cpp runs these families without their sliding window.
+    """
+    family, window = str(config.get("model_type")), config.get("sliding_window")
+    used = config.get("use_sliding_window", not family.startswith("qwen"))
+    if family not in _WINDOW_IGNORED or not isinstance(window, int) or not used:
+        return None
+    return window if window < config.get("max_position_embeddings", window) else None
 
 
 def check_weights(model: Path) -> None:

@@ -44,6 +44,32 @@ def load_model(model_dir: Path) -> Any:
     return model.eval()
 
 
+def empty_model(model_dir: Path) -> Any:
+    """The causal language model with its parameters on the meta device and real buffers.
+
+    Experts run one after the other as plain matrix products, so that each one's input can be seen.
+
+    Raises:
+        NotAModelError: transformers cannot build it from the folder's config.
+    """
+    transformers = _quiet()
+    import torch
+    from accelerate import init_empty_weights
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(model_dir, local_files_only=True)
+        with init_empty_weights(include_buffers=False):
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, experts_implementation="eager"
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise NotAModelError(
+            f"transformers cannot build {model_dir}: {_first_line(error)}", "check config.json"
+        ) from error
+    model.tie_weights()  # Leaving the meta device's context made two parameters of a shared one.
+    return model.eval()
+
+
 def _quiet() -> Any:
     """Import transformers, silenced; before torch is imported, so that its libgomp reads the variable.
 

@@ -86,6 +86,8 @@ def plan(
 def convert(model: str | Path, out: Path, options: ConvertOptions) -> Converted:
     """Convert a model folder or hub id and write the artifact ``out`` with ``model.gguf``.
 
+    A GPTQ checkpoint is unpacked first; it is held against transformers' logits of what it unpacks to.
+
     Raises:
         NotAModelError: no model folder, no config, no weights or no tokenizer.
         UnsupportedModelError: llama.cpp lacks the architecture, a setting or the pre-tokenizer, or
@@ -94,12 +96,18 @@ def convert(model: str | Path, out: Path, options: ConvertOptions) -> Converted:
         ToolError: the converter cannot be fetched or fails.
     """
     from coldpress.convert import checks, hub, pretokenizer, upstream
+    from coldpress.gptq import layout
 
     folder = hub.resolve(model, options.revision)
     config = checks.read_config(folder)
+    packed = layout.find(folder, config)
     checks.check_weights(folder)
     tree = upstream.source_tree(options.llama_cpp)
     checks.check_architecture(config, checks.known_architectures(tree))
+    if (window := checks.ignored_window(config)) is not None:
+        note(
+            f"  note: llama.cpp ignores the sliding window; past {window} tokens answers may differ"
+        )
     choice = pretokenizer.choose(folder, tree, options.pre_tokenizer)
     if choice.name is not None:
         note(f"  pre-tokenizer {choice.name}, {choice.how}")
@@ -108,15 +116,18 @@ def convert(model: str | Path, out: Path, options: ConvertOptions) -> Converted:
     tools = {"llama-cpp-python": libllama.version()}
     with artifact.create(out, "convert", inputs=inputs, options=resolved, tools=tools) as draft:
         gguf = draft.folder / "model.gguf"
-        with tempfile.TemporaryDirectory() as scratch:
+        with (
+            layout.plain(folder, packed, draft.folder / "plain", options.outtype) as plain,
+            tempfile.TemporaryDirectory() as scratch,
+        ):
             # The converter takes the model's name from the folder's; a link gives it ours.
             named = Path(scratch) / str(resolved["name"])
-            named.symlink_to(folder.resolve(), target_is_directory=True)
+            named.symlink_to(plain.resolve(), target_is_directory=True)
             upstream.run(tree, named, gguf, options.outtype, choice.name)
-        if options.verify:
-            text = pretokenizer.recognised(tree).text
-            agree, parity = _verify(folder, gguf, options, choice, text)
-            draft.measured |= {"tokens_agree": agree, "parity": vars(parity)}
+            if options.verify:
+                text = pretokenizer.recognised(tree).text
+                agree, parity = _verify(plain, gguf, options, choice, text)
+                draft.measured |= {"tokens_agree": agree, "parity": vars(parity)}
         size_bytes = gguf.stat().st_size
     path, architecture = str(out / "model.gguf"), config["architectures"][0]
     if not options.verify:

@@ -2,15 +2,17 @@
 
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from coldpress import artifact
 from coldpress.evaluate.session import Model
 from coldpress.quantize.types import PRESET_PREFIX, TYPES
 
-# base: not quantized by us; plain and imatrix: one ggml type for all; preset: llama.cpp's mix.
-Method = Literal["base", "plain", "imatrix", "preset", "file"]
+# base: not quantized by us; plain and imatrix: one ggml type for all; preset: llama.cpp's mix;
+# compensated: a type or a mix with error feedback; budget: a searched mix of types.
+Method = Literal["base", "plain", "imatrix", "preset", "compensated", "budget", "file"]
 
 
 def describe(gguf: Path, model: Model) -> tuple[str, str, Method]:
@@ -27,17 +29,23 @@ def describe(gguf: Path, model: Model) -> tuple[str, str, Method]:
             kind = str(manifest.options.get("outtype", model.file_type()))
             return kind, kind, "base"
         case "quantize":
-            return _quantized(str(manifest.options["type"]), "imatrix" in manifest.inputs)
+            return _quantized(manifest.options)
         case _:
             return gguf.name, model.file_type(), "file"
 
 
-def _quantized(kind: str, weighted: bool) -> tuple[str, str, Method]:
+def _quantized(options: Mapping[str, Any]) -> tuple[str, str, Method]:
+    if options["type"] is None:
+        size = options["size"] or options["fit"] or f"{options['bpw']:g} bpw"
+        return f"{size} searched", str(size), "budget"
+    kind, rounding = str(options["type"]), str(options["rounding"])
     name = kind.removeprefix(PRESET_PREFIX)
-    method: Method = "imatrix" if weighted else "plain"
+    if rounding == "compensated":
+        return f"{name} compensated", name, "compensated"
+    method: Method = "imatrix" if rounding == "imatrix" else "plain"
     if kind.startswith(PRESET_PREFIX) or name not in TYPES:
         method = "preset"
-    return (f"{name} imatrix" if weighted else name), name, method
+    return (f"{name} imatrix" if rounding == "imatrix" else name), name, method
 
 
 def cpu_model() -> str:

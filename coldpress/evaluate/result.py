@@ -77,7 +77,7 @@ class Evaluation:
     name: str
     model: str
     type: str
-    method: Literal["base", "plain", "imatrix", "preset", "file"]
+    method: Literal["base", "plain", "imatrix", "preset", "compensated", "budget", "file"]
     size_bytes: int
     n_params: int
     bits_per_weight: float

@@ -14,12 +14,24 @@ _SLAB_WEIGHTS = 1 << 22
 
 
 @dataclass(frozen=True)
+class Note:
+    """How a tensor came about, see ``bank.Candidate``; ``kl_nats`` is its own share of the KL."""
+
+    rounding: str | None = None
+    held_out_error: float | None = None
+    imatrix_held_out_error: float | None = None
+    damp: float | None = None
+    kl_nats: float | None = None
+
+
+@dataclass(frozen=True)
 class TensorRecord:
     """One tensor of the written file.
 
     ``relative_rms_error`` is √(Σ w(x−q)² / Σ w x²) against the source, w the imatrix's E[x²] of the
     input or 1; 0 for a tensor that was copied. ``weighted`` says whether the imatrix was used.
-    ``instead_of`` is the type asked for where its blocks do not divide the rows.
+    ``instead_of`` is the type asked for where its blocks do not divide the rows. The last five are of a
+    tensor from a bank, see ``Note``.
     """
 
     name: str
@@ -29,16 +41,28 @@ class TensorRecord:
     relative_rms_error: float
     weighted: bool
     instead_of: str | None
+    rounding: str | None
+    held_out_error: float | None
+    imatrix_held_out_error: float | None
+    damp: float | None
+    kl_nats: float | None
 
 
-def measure(source: Any, written: Any, imatrix: Imatrix | None, asked: GgmlType) -> TensorRecord:
+def measure(
+    source: Any,
+    written: Any,
+    imatrix: Imatrix | None,
+    asked: GgmlType | None,
+    note: Note | None = None,
+) -> TensorRecord:
     """Compare a written tensor with its source, both tensors of a GGUFReader.
 
     Args:
-        asked: the type that was asked for, or a preset's base type.
+        asked: the type that was asked for, or a preset's base type; None for a searched plan.
     """
+    note = note or Note()
     importance = imatrix.importance(written.name) if imatrix is not None else None
-    divides = row_length(source) % asked.block_size == 0
+    divides = asked is None or row_length(source) % asked.block_size == 0
     changed = source.tensor_type != written.tensor_type
     return TensorRecord(
         name=written.name,
@@ -47,7 +71,12 @@ def measure(source: Any, written: Any, imatrix: Imatrix | None, asked: GgmlType)
         size_bytes=int(written.n_bytes),
         relative_rms_error=relative_error(source, written, importance) if changed else 0.0,
         weighted=changed and importance is not None,
-        instead_of=None if divides or not is_quantizable(source) else asked.name,
+        instead_of=asked.name if asked and not divides and is_quantizable(source) else None,
+        rounding=note.rounding,
+        held_out_error=note.held_out_error,
+        imatrix_held_out_error=note.imatrix_held_out_error,
+        damp=note.damp,
+        kl_nats=note.kl_nats,
     )
 
 

@@ -91,7 +91,7 @@ def is_quantizable(tensor: Any) -> bool:
     """Whether a tensor is a matrix that llama.cpp reads quantized: embedding, head, projection."""
     name = tensor.name
     return (
-        len(tensor.shape) >= 2
+        any(length > 1 for length in tensor.shape[1:])  # One row is a vector to ggml.
         and name.endswith("weight")
         and not any(part in name for part in _KEPT)
     )

@@ -1,10 +1,10 @@
-"""A bf16 GGUF → a quantized GGUF that stock llama.cpp loads, encoded by ggml itself."""
+"""A bf16 GGUF → a quantized GGUF that stock llama.cpp loads, in bytes that ggml itself decodes."""
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, Literal
 
 from coldpress import artifact, libllama
 from coldpress.errors import UsageError
@@ -13,23 +13,75 @@ from coldpress.quantize.types import PRESET_PREFIX, TYPES, GgmlType, Preset, res
 
 if TYPE_CHECKING:
     from coldpress.calibrate.imatrix import Imatrix
+    from coldpress.quantize.make import Made
     from coldpress.quantize.measure import TensorRecord
 
-_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+_DEFAULT_TYPE = "Q4_K_M"
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """What to quantize to.
+    """What to quantize to: a type, or a budget that a type per tensor is searched for.
 
     Args:
-        type: a ggml type for every matrix, or one of llama.cpp's presets; see ``types``.
+        type: a ggml type for every matrix, or one of llama.cpp's presets; see ``types``. Q4_K_M if no budget.
+        size: a budget for the file, ``1.9GB`` or ``700MiB``.
+        bpw: a budget in bits per weight, over every weight of the file.
+        fit: a budget from a platform's memory, ``lambda:3008MB`` or ``cloudrun:2GiB``.
+        context: tokens of KV cache that ``fit`` leaves room for; the platform's default if None.
+        min_tok_s: the fewest tokens per second that reading the weights may allow, on this machine's CPU.
+        rounding: ``compensated`` feeds errors back under second moments, ``imatrix`` is ggml's own; None: the
+            best that the calibration allows.
+        probe_tokens: tokens that plans are judged on.
+        tries: plans near the allocated one that are judged on the true KL.
+        heal: train norms and block scales by KL after rounding.
     """
 
-    type: str = "Q4_K_M"
+    type: str | None = None
+    size: str | None = None
+    bpw: float | None = None
+    fit: str | None = None
+    context: int | None = None
+    min_tok_s: float | None = None
+    rounding: Literal["compensated", "imatrix"] | None = None
+    probe_tokens: int = 4096
+    tries: int = 40
+    heal: bool = False
 
     def __post_init__(self) -> None:
-        resolve(self.type)
+        from coldpress.quantize import budget
+
+        wanted = [self.type, self.size, self.bpw, self.fit]
+        if sum(each is not None for each in wanted) > 1:
+            raise UsageError(
+                "a type and a budget, or two budgets", "give one of --type, --size, --bpw, --fit"
+            )
+        if self.type is not None:
+            resolve(self.type)
+        if self.size is not None:
+            budget.parse_size(self.size)
+        if self.bpw is not None:
+            budget.parse_bits(str(self.bpw))
+        if self.rounding not in (None, "compensated", "imatrix"):
+            raise UsageError(f"no rounding {self.rounding!r}", "compensated or imatrix")
+        if self.min_tok_s is not None and not (self.searches and self.min_tok_s > 0):
+            raise UsageError(
+                "--min-tok-s needs a budget to search in", "add --size, --bpw or --fit"
+            )
+        if self.probe_tokens < 1 or self.tries < 0:
+            raise UsageError(
+                "probe_tokens is 1 or more, tries 0 or more", "leave them at their defaults"
+            )
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is a budget to search a plan for."""
+        return any(each is not None for each in (self.size, self.bpw, self.fit))
+
+    @property
+    def kind(self) -> GgmlType | Preset | None:
+        """The type or preset; None where a plan is searched for."""
+        return None if self.searches else resolve(self.type or _DEFAULT_TYPE)
 
 
 @dataclass(frozen=True)
@@ -37,7 +89,9 @@ class Quantized:
     """The written file.
 
     ``bits_per_weight`` counts every tensor's bytes over every weight; ``n_fallback`` is the number
-    of tensors whose rows the asked type's blocks do not divide, each listed in ``tensors.json``.
+    of tensors whose rows the asked type's blocks do not divide, each listed in ``tensors.json``;
+    ``n_compensated`` that of those whose error feedback was accepted on held-out inputs. ``kl_nats`` is the
+    searched plan's KL on the probe tokens, before healing.
     """
 
     path: str
@@ -46,103 +100,143 @@ class Quantized:
     bits_per_weight: float
     n_tensors: int
     n_fallback: int
+    n_compensated: int
     imatrix: bool
+    kl_nats: float | None
+    healed: bool
 
 
 def plan(
-    source: Path, out: Path, options: QuantizeOptions, *, imatrix: Path | None = None
+    source: Path,
+    out: Path,
+    options: QuantizeOptions,
+    *,
+    calibration: Path | None = None,
+    model: Path | None = None,
 ) -> tuple[dict[str, Path], dict[str, object]]:
     """What a quantization depends on: (inputs, resolved options)."""
-    inputs = {"source": source} | ({} if imatrix is None else {"imatrix": imatrix})
+    given = {"source": source, "calibration": calibration, "model": model}
+    inputs = {name: path for name, path in given.items() if path is not None}
     resolved: dict[str, object] = {
         **asdict(options),
-        "type": _canonical(resolve(options.type)),
+        "type": None if options.kind is None else _canonical(options.kind),
+        "rounding": rounding(options, calibration),
         "encoder": f"llama-cpp-python {libllama.version()}",
     }
     return inputs, resolved
 
 
+def rounding(options: QuantizeOptions, calibration: Path | None) -> str:
+    """How tensors are rounded: what is asked for, else the best that the calibration allows."""
+    if options.rounding is not None and calibration is not None:
+        return options.rounding
+    if calibration is None:
+        return "plain"
+    return "compensated" if has_moments(calibration) else "imatrix"
+
+
+def has_moments(calibration: Path | None) -> bool:
+    """Whether a calibration is more than an imatrix."""
+    return calibration is not None and (calibration / "statistics.json").is_file()
+
+
 def quantize(
-    source: Path, out: Path, options: QuantizeOptions, *, imatrix: Path | None = None
+    source: Path,
+    out: Path,
+    options: QuantizeOptions,
+    *,
+    calibration: Path | None = None,
+    model: Path | None = None,
 ) -> Quantized:
     """Quantize a GGUF and write the artifact ``out`` with ``model.gguf`` and ``tensors.json``.
 
+    Candidates and measured figures are kept in ``.bank`` beside ``out``: other budgets and an interrupted
+    run go on from there.
+
     Args:
         source: a GGUF file of F32, F16 or BF16 tensors, or an artifact that holds ``model.gguf``.
-        imatrix: an ``imatrix.gguf`` or an artifact that holds one.
+        calibration: an artifact of calibrate, or an ``imatrix.gguf`` alone.
+        model: the Hugging Face folder that ``source`` was converted from; to search and to heal with.
 
     Raises:
-        InputError: the source is not a GGUF or already quantized; the imatrix is another model's.
-        UsageError: the type needs an imatrix, or no type fits the model's rows.
+        InputError: the source is not a GGUF or already quantized; the calibration is another model's.
+        UsageError: what is asked needs a calibration or the model; a budget cannot be met; no type fits the
+            model's rows.
     """
     from coldpress.quantize import importance
     from coldpress.quantize import source as sources
+    from coldpress.quantize.make import Task, make
 
-    kind = resolve(options.type)
-    if kind.needs_imatrix and imatrix is None:
-        raise UsageError(
-            f"{_canonical(kind)} needs an imatrix; without one the model answers nonsense",
-            "make one with `coldpress calibrate` and give it with --imatrix",
-        )
     path = sources.gguf_path(source)
+    _check(options, calibration, model)
     reader = sources.open_unquantized(path)
-    weights = None if imatrix is None else importance.read(imatrix, reader)
-    inputs, resolved = plan(source, out, options, imatrix=imatrix)
+    weights = None if calibration is None else importance.read(calibration, reader)
+    inputs, resolved = plan(source, out, options, calibration=calibration, model=model)
     tools = {"llama-cpp-python": libllama.version()}
     with artifact.create(out, "quantize", inputs=inputs, options=resolved, tools=tools) as draft:
         gguf = draft.folder / "model.gguf"
-        _write(path, reader, gguf, kind, weights)
-        records = _measure(reader, gguf, kind, weights)
+        task = Task(path, reader, weights, calibration, model, out.parent / ".bank", options)
+        made = make(task, gguf)
+        records = _measure(reader, gguf, options.kind, weights, made)
         _write_records(draft.folder / "tensors.json", records)
         size_bytes = gguf.stat().st_size
     fallbacks = [record for record in records if record.instead_of is not None]
     if fallbacks:
         note(
-            f"  note: {len(fallbacks)} of {len(records)} tensors have rows that {_canonical(kind)} "
-            f"does not divide and took {', '.join(sorted({each.type for each in fallbacks}))}"
+            f"  note: {len(fallbacks)} of {len(records)} tensors have rows that the asked type does "
+            f"not divide and took {', '.join(sorted({each.type for each in fallbacks}))}"
         )
     stored = sum(record.size_bytes for record in records)
     return Quantized(
         path=str(out / "model.gguf"),
-        type=_canonical(kind),
+        type=_describe(options),
         size_bytes=size_bytes,
         bits_per_weight=8 * stored / sum(int(tensor.n_elements) for tensor in reader.tensors),
         n_tensors=len(records),
         n_fallback=len(fallbacks),
+        n_compensated=sum(record.rounding == "compensated" for record in records),
         imatrix=weights is not None,
+        kl_nats=made.kl_nats,
+        healed=made.healed,
     )
 
 
-def _write(
-    path: Path, reader: Any, gguf: Path, kind: GgmlType | Preset, weights: "Imatrix | None"
-) -> None:
-    """Write the file: a uniform type by our own encoder loop, a preset by libllama."""
-    from coldpress.quantize import importance, presets, write
-    from coldpress.quantize.encode import encode_tensor
-    from coldpress.quantize.layout import uniform
+def sweep(out: Path, options: QuantizeOptions, bits: str | None) -> dict[Path, QuantizeOptions]:
+    """Folder → options of each budget in ``bits`` (``2.5,3,4``); without one, only these in ``out``."""
+    from coldpress.quantize import budget
 
-    about = importance.metadata(weights)
-    match kind:
-        case Preset():
-            presets.write(path, gguf, kind, weights, about)
-        case GgmlType():
-            metadata = {
-                "general.file_type": kind.file_type,
-                "general.quantization_version": _QUANTIZATION_VERSION,
-                **about,
-            }
+    if bits is None:
+        return {out: options}
+    return {out / f"{each:g}bpw": replace(options, bpw=each) for each in budget.parse_sweep(bits)}
 
-            def encode(tensor: Any, wanted: GgmlType) -> Any:
-                known = None if weights is None else weights.importance(tensor.name)
-                return encode_tensor(tensor, wanted, known)
 
-            write.write(reader, uniform(reader, kind), metadata, gguf, encode)
-        case _:
-            assert_never(kind)
+def _check(options: QuantizeOptions, calibration: Path | None, model: Path | None) -> None:
+    """Refuse what cannot be done with what is given, before anything is read."""
+    kind = options.kind
+    if kind is not None and kind.needs_imatrix and calibration is None:
+        raise UsageError(
+            f"{_canonical(kind)} needs an imatrix; without one the model answers nonsense",
+            "make one with `coldpress calibrate` and give it with --calibration",
+        )
+    feeds_back = options.searches or options.heal or options.rounding == "compensated"
+    if feeds_back and not has_moments(calibration):
+        raise UsageError(
+            "this needs second moments of the model's inputs",
+            "make them with `coldpress calibrate` and give its folder with --calibration",
+        )
+    if (options.searches or options.heal) and model is None:
+        raise UsageError(
+            "a budget is searched, and a file healed, on the model itself",
+            "give its Hugging Face folder with --model",
+        )
 
 
 def _measure(
-    reader: Any, gguf: Path, kind: GgmlType | Preset, weights: "Imatrix | None"
+    reader: Any,
+    gguf: Path,
+    kind: GgmlType | Preset | None,
+    weights: "Imatrix | None",
+    made: "Made",
 ) -> list["TensorRecord"]:
     """Read the written file back and compare it with the source, tensor by tensor."""
     from coldpress.quantize.measure import measure
@@ -151,7 +245,7 @@ def _measure(
     asked = TYPES[kind.base] if isinstance(kind, Preset) else kind
     originals = {tensor.name: tensor for tensor in reader.tensors}
     return [
-        measure(originals[tensor.name], tensor, weights, asked)
+        measure(originals[tensor.name], tensor, weights, asked, made.notes.get(tensor.name))
         for tensor in open_gguf(gguf).tensors
     ]
 
@@ -159,6 +253,13 @@ def _measure(
 def _write_records(path: Path, records: Iterable["TensorRecord"]) -> None:
     text = json.dumps({"tensors": [asdict(record) for record in records]}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def _describe(options: QuantizeOptions) -> str:
+    """What was asked for, in few words."""
+    if options.kind is not None:
+        return _canonical(options.kind)
+    return options.size or options.fit or f"{options.bpw} bpw"
 
 
 def _canonical(kind: GgmlType | Preset) -> str:

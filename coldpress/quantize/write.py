@@ -1,6 +1,6 @@
 """A GGUF → a GGUF with other types: metadata and order kept, tensors encoded one at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from coldpress.errors import IntegrityError
 from coldpress.progress import task
 from coldpress.quantize.encode import Bytes
 from coldpress.quantize.layout import Metadata, Plan, predict_size, tensor_bytes
+from coldpress.quantize.source import Floats
 from coldpress.quantize.types import GgmlType
 
 Encode = Callable[[Any, GgmlType], Bytes]
@@ -22,13 +23,19 @@ _ALIGNMENT = "general.alignment"
 
 
 def write(
-    reader: gguf.GGUFReader, plan: Plan, metadata: Metadata, path: Path, encode: Encode
+    reader: gguf.GGUFReader,
+    plan: Plan,
+    metadata: Metadata,
+    path: Path,
+    encode: Encode,
+    values: Mapping[str, Floats] | None = None,
 ) -> None:
     """Write ``reader``'s file to ``path`` with the plan's tensors re-encoded.
 
     Args:
         metadata: keys to set or add, numbers as uint32; all others are copied.
         encode: tensor and type → its bytes, (rows, bytes of a row).
+        values: new contents of F32 tensors that the plan leaves as they are, by name.
 
     Raises:
         IntegrityError: the written size is not the predicted one.
@@ -44,13 +51,21 @@ def write(
         with task("quantizing", sum(int(each.n_elements) for each in reader.tensors)) as advance:
             for tensor in reader.tensors:
                 kind = plan.get(tensor.name)
-                writer.write_tensor_data(tensor.data if kind is None else encode(tensor, kind))
+                writer.write_tensor_data(
+                    _kept(tensor, values or {}) if kind is None else encode(tensor, kind)
+                )
                 advance(int(tensor.n_elements))
     predicted, actual = predict_size(reader, plan, metadata), path.stat().st_size
     if predicted != actual:
         raise IntegrityError(
             f"{path} has {actual} bytes, not {predicted} as planned", "report this"
         )
+
+
+def _kept(tensor: Any, values: Mapping[str, Floats]) -> Any:
+    """A tensor's own data, or its new contents."""
+    new = values.get(tensor.name)
+    return tensor.data if new is None else new.astype(np.float32).reshape(tensor.data.shape)
 
 
 def _add_infos(writer: gguf.GGUFWriter, reader: gguf.GGUFReader, plan: Plan) -> None:

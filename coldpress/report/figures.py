@@ -25,11 +25,13 @@ _SETTINGS: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-# Okabe and Ito's palette, told apart by the colour-blind; the marker says the same again.
+# Okabe and Ito's palette and a violet, told apart by the colour-blind; the marker says the same again.
 _SERIES = {
     "plain": ("#0072b2", "o"),
     "imatrix": ("#d55e00", "s"),
     "preset": ("#009e73", "D"),
+    "compensated": ("#e69f00", "P"),
+    "budget": ("#7b3fb0", "X"),
     "file": ("#cc79a7", "^"),
     "base": ("#222222", "*"),
 }
@@ -118,7 +120,7 @@ def _series(axes: Any, rows: Sequence[Row], y: Callable[[Row], float]) -> None:
         if not mine:
             continue
         xs, ys = [row.size_bytes for row in mine], [y(row) for row in mine]
-        line = "-" if name in {"plain", "imatrix"} else ""
+        line = "-" if name in {"plain", "imatrix", "compensated", "budget"} else ""
         size = 11 if marker == "*" else 7
         axes.plot(
             xs, ys, line + marker, color=colour, markersize=size, linewidth=1.2, zorder=3,

@@ -7,6 +7,8 @@ _METHODS = {
     "plain": "one type",
     "imatrix": "one type + imatrix",
     "preset": "llama.cpp preset",
+    "compensated": "error feedback",
+    "budget": "searched for a budget",
     "file": "file",
 }
 

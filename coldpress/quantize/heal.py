@@ -1,0 +1,208 @@
+"""Train what a quantized file stores, towards the model it was made from; its size stays the same.
+
+Norms and biases are stored in float32 and block scales in half precision, so they can take any value; codes
+can take their neighbours' (see ``heal_weights``). The loss is KL(source ‖ quantized) on the calibration text
+and on text that the source model writes itself; what is kept is the state with the lowest KL on held-out
+sequences, as the file stores it. If none is below the start's, the start is kept.
+
+Source: distillation of a quantized network, Polino et al. 2018, arXiv:1802.05668; from text that the model
+itself writes, Liu et al. 2023, arXiv:2305.17888.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import kl_div
+
+from coldpress.progress import task
+from coldpress.quantize import heal_text
+from coldpress.quantize.heal_weights import Trainable
+from coldpress.quantize.network import Network
+from coldpress.quantize.source import Floats
+from coldpress.quantize.types import GgmlType
+
+Bytes = npt.NDArray[np.uint8]
+Tensors = Mapping[str, tuple[GgmlType, Bytes]]
+
+_BETAS = (0.9, 0.99)
+_WARM_UP = 0.05  # of all steps
+_LOSS_LOGITS = 1 << 22  # per piece of a batch
+
+
+@dataclass(frozen=True)
+class HealOptions:
+    """How long and how fast to train.
+
+    Args:
+        steps: at most; training stops when ``patience`` evaluations in a row were no better.
+        batch_tokens: tokens of a step.
+        own_tokens: tokens for the model to write, for more text than the calibration's.
+        vector_rate: Adam's rate for norms and biases.
+        scale_rate: its rate for the factors of block scales.
+        code_rate: its rate for latent weights, in distances between codes; 0 keeps the codes.
+    """
+
+    steps: int = 200
+    batch_tokens: int = 1024
+    own_tokens: int = 1 << 17
+    vector_rate: float = 1e-3
+    scale_rate: float = 1e-3
+    code_rate: float = 3e-3
+    evaluate_every: int = 20
+    patience: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Mean KL on the training text since the last evaluation, and KL on the held-out sequences."""
+
+    step: int
+    train_kl_nats: float
+    held_kl_nats: float
+
+
+@dataclass(frozen=True)
+class Healed:
+    """The tensors' new bytes and the norms' and biases' new values, by GGUF name.
+
+    ``step`` is the one kept, 0 if nothing was better than the start, which is then what is returned.
+    """
+
+    tensors: dict[str, Bytes]
+    norms: dict[str, Floats]
+    kl_before_nats: float
+    kl_after_nats: float
+    step: int
+    history: tuple[Step, ...]
+
+    @property
+    def healed(self) -> bool:
+        """Whether anything was changed."""
+        return self.step > 0
+
+
+def heal(network: Network, tensors: Tensors, options: HealOptions) -> Healed:
+    """Train encoded tensors and the model's norms and biases; see the module.
+
+    Args:
+        network: knows the calibration's tokens; its measured tokens become the held-out ones.
+        tensors: GGUF name → type and bytes, (rows, bytes of a row).
+    """
+    state = _State(network, tensors, options)
+    held = list(network.statistics.held)
+    network.measure_on(network.statistics.tokens[held])
+    before = kept = state.file()
+    lowest = first = _kl(network, tensors, before)
+    history: list[Step] = []
+    best, losses = 0, list[float]()
+    torch.set_flush_denormal(True)  # Adam's moments of weights that no token reaches.
+    with task("healing", options.steps) as advance:
+        for step, batch in enumerate(_batches(network, options), start=1):
+            losses.append(state.train(batch))
+            advance(1)
+            if step % options.evaluate_every and step < options.steps:
+                continue
+            now = state.file()
+            kl = _kl(network, tensors, now)
+            history.append(Step(step, float(np.mean(losses)), kl))
+            losses.clear()
+            if kl < lowest:
+                lowest, best, kept = kl, step, now
+            elif len(history) - best // options.evaluate_every >= options.patience:
+                break
+    return Healed(kept.data, kept.vectors, first, lowest, best, tuple(history))
+
+
+@dataclass(frozen=True)
+class _File:
+    """What would be written: bytes by matrix, values by norm or bias."""
+
+    data: dict[str, Bytes]
+    vectors: dict[str, Floats]
+
+
+def _kl(network: Network, tensors: Tensors, file: _File) -> float:
+    """KL of what the bytes decode to."""
+    rows = {
+        name: gguf.quants.dequantize(data, gguf.GGMLQuantizationType(tensors[name][0].ggml_id))
+        for name, data in file.data.items()
+    }
+    return network.kl({**rows, **file.vectors})
+
+
+class _State:
+    """The student in training."""
+
+    def __init__(self, network: Network, tensors: Tensors, options: HealOptions) -> None:
+        self._network, self._steps = network, options.steps
+        self._matrices = {
+            name: Trainable(data, kind, network.unchanged(name) if options.code_rate else None)
+            for name, (kind, data) in tensors.items()
+        }
+        self._vectors = {
+            name: network.unchanged(name).requires_grad_() for name in sorted(network.vectors)
+        }
+        matrices = self._matrices.values()
+        groups: list[tuple[float, list[Tensor]]] = [
+            (options.vector_rate, list(self._vectors.values())),
+            (options.scale_rate, [scale for each in matrices for scale in each.scales]),
+            (options.code_rate, [each.latent for each in matrices if each.latent is not None]),
+        ]
+        self._adam = torch.optim.Adam(
+            [{"lr": rate, "params": given} for rate, given in groups if given], betas=_BETAS
+        )
+        self._rate = torch.optim.lr_scheduler.LambdaLR(self._adam, self._factor)
+
+    def train(self, tokens: Tensor) -> float:
+        """One step; returns the mean KL before it, in nats per token."""
+        model = self._network.model
+        with torch.no_grad():
+            wanted = model(tokens, use_cache=False).logits.log_softmax(-1)
+        student = {name: each.weights() for name, each in self._matrices.items()}
+        parameters = self._network.parameters({**student, **self._vectors})
+        logits = functional_call(model, parameters, (tokens,), {"use_cache": False}).logits
+        loss = kl_div(logits.log_softmax(-1), wanted, log_target=True, reduction="sum")
+        loss = loss / tokens.numel()
+        self._adam.zero_grad()
+        torch.autograd.backward(loss)
+        self._adam.step()
+        self._rate.step()
+        for each in self._matrices.values():
+            each.round()
+        return float(loss.detach())
+
+    def file(self) -> _File:
+        """The present state as a file stores it."""
+        return _File(
+            {name: each.data() for name, each in self._matrices.items()},
+            {name: each.detach().numpy().copy() for name, each in self._vectors.items()},
+        )
+
+    def _factor(self, step: int) -> float:
+        """Warm-up, then a cosine to zero."""
+        rise = (step + 1) / max(1, _WARM_UP * self._steps)
+        return min(1.0, rise) * (1 + math.cos(math.pi * step / self._steps)) / 2
+
+
+def _batches(network: Network, options: HealOptions) -> Iterator[Tensor]:
+    """Batches of sequences, (sequences, context), in a random order, as often as needed."""
+    known = network.statistics
+    fit = np.delete(known.tokens, list(known.held), axis=0)
+    own = heal_text.write(network.model, fit, options.own_tokens, options.seed)
+    sequences = torch.from_numpy(np.concatenate([fit, own]).astype(np.int64))
+    size = max(1, options.batch_tokens // sequences.shape[1])
+    random = torch.Generator().manual_seed(options.seed)
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(options.steps):
+        while len(order) < size:
+            order = torch.cat([order, torch.randperm(len(sequences), generator=random)])
+        yield sequences[order[:size]]
+        order = order[size:]

@@ -1,0 +1,98 @@
+"""Round a matrix onto a ggml type so that the errors of its columns answer one another.
+
+First block by block: a block is encoded by ggml under the curvature that is left when all later columns
+answer optimally, refined inside (``scalar``, ``codebook``), and its error moved onto the columns after it.
+Then once more over all blocks, each given all others.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coldpress.quantize.encode import Bytes, encode
+from coldpress.quantize.rounding import codebook, scalar
+from coldpress.quantize.rounding.factor import Factor, inverse_factor
+from coldpress.quantize.rounding.grids import GRIDS
+from coldpress.quantize.source import Floats
+from coldpress.quantize.types import GgmlType
+
+_SLAB_ROWS = 8192
+
+
+class Refine(Protocol):
+    """Better bytes for one block of every row: (W, bytes, U) → (bytes, decoded)."""
+
+    def __call__(
+        self, W: Tensor, blocks: Tensor, U: Tensor, *, again: bool
+    ) -> tuple[Tensor, Tensor]:
+        """``again``: the bytes are refined already, for other targets."""
+
+
+def compensate(W: Floats, kind: GgmlType, factor: Factor) -> Bytes:
+    """Encode ``W``, weighing its errors by second moments.
+
+    Args:
+        W: weights, (rows, inputs); ``inputs`` a multiple of the type's block size; finite.
+        factor: of the layer's input, (inputs, inputs).
+
+    Returns:
+        (rows, bytes of a row).
+
+    Source: Frantar et al. 2022, arXiv:2210.17323, Algorithm 1, by blocks with ggml as the inner quantizer;
+    the second pass: Nair and Suggala 2024, arXiv:2406.17542.
+    """
+    refine = _refiner(kind)
+    parts = []
+    for start in range(0, len(W), _SLAB_ROWS):
+        slab = torch.from_numpy(np.array(W[start : start + _SLAB_ROWS], np.float32))
+        raw, Q = feed_back(slab, kind, factor.U, refine)
+        parts.append(settle(slab, raw, Q, kind, factor.H, refine))
+    return torch.cat(parts).numpy()
+
+
+def feed_back(W: Tensor, kind: GgmlType, U: Tensor, refine: Refine) -> tuple[Tensor, Tensor]:
+    """One pass over the blocks, left to right.
+
+    Returns:
+        bytes (rows, blocks, bytes of a block) and decoded weights (rows, inputs).
+    """
+    X, Q, size = W.clone(), torch.empty_like(W), kind.block_size
+    raw = torch.empty(len(W), W.shape[1] // size, kind.block_bytes, dtype=torch.uint8)
+    for block in range(raw.shape[1]):
+        start, stop = block * size, (block + 1) * size
+        target, Ub = X[:, start:stop].contiguous(), U[start:stop, start:stop]
+        importance = torch.linalg.inv(Ub.T @ Ub).diagonal().contiguous().numpy()
+        begun = torch.from_numpy(encode(target.numpy(), kind, importance))
+        raw[:, block], Q[:, start:stop] = refine(target, begun, Ub, again=False)
+        error = torch.linalg.solve_triangular(Ub, target - Q[:, start:stop], upper=True, left=False)
+        X[:, stop:] -= error @ U[start:stop, stop:]
+    return raw, Q
+
+
+def settle(W: Tensor, raw: Tensor, Q: Tensor, kind: GgmlType, H: Tensor, refine: Refine) -> Tensor:
+    """Refine each block once more, given all others; no row's error rises. Returns (rows, bytes)."""
+    size, E, raw = kind.block_size, W - Q, raw.clone()
+    if raw.shape[1] > 1:
+        for block in range(raw.shape[1]):
+            own = slice(block * size, (block + 1) * size)
+            S = H[own, own]
+            pull = E @ H[:, own] - E[:, own] @ S  # What the other columns' errors ask of these.
+            target = W[:, own] + torch.linalg.solve(S, pull, left=False)
+            before = raw[:, block].contiguous()
+            raw[:, block], new = refine(target, before, inverse_factor(S), again=True)
+            E[:, own] = W[:, own] - new
+    return raw.view(len(W), -1)
+
+
+def _refiner(kind: GgmlType) -> Refine:
+    """Each type's own way to refine a block."""
+
+    def by_scalar(W: Tensor, blocks: Tensor, U: Tensor, *, again: bool) -> tuple[Tensor, Tensor]:
+        return scalar.refine(W, blocks, U, kind.name, walks=not again)
+
+    def by_codebook(W: Tensor, blocks: Tensor, U: Tensor, *, again: bool) -> tuple[Tensor, Tensor]:
+        return codebook.refine(W, blocks, U, kind)
+
+    return by_scalar if kind.name in GRIDS else by_codebook
