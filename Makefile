@@ -27,6 +27,7 @@ fix: $(VENV)/.dev ## format and mend what the linter can
 test: $(VENV)/.dev ## every test, against the real peers
 	.ci/packages cmake podman buildah skopeo umoci crun chromium chromium-driver
 	$(BIN)/python benchmarks/peers.py > /dev/null
+	-$(BIN)/python -m benchmarks.gptqmodel_peer install > /dev/null
 	$(BIN)/python -m pytest
 
 demo: $(VENV)/.demo ## compress, evaluate, report, package and ask the embedded model

@@ -63,8 +63,9 @@ def install() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Variables that the peer needs: with one worker per two cores it fails on two cores."""
-    return {**os.environ, "GPTQMODEL_CPU_WORKERS": "2", "TOKENIZERS_PARALLELISM": "false"}
+    """Variables that the peer needs, and the waiting of threads that ours has too (``libllama.load``)."""
+    workers = {"GPTQMODEL_CPU_WORKERS": "2"}  # Its default fails on two cores.
+    return {**os.environ, **workers, "GOMP_SPINCOUNT": "1000", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def make(folder: Path, layers: int) -> int:

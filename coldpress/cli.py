@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coldpress.errors import ColdpressError
+from coldpress.errors import ColdpressError, UsageError
 
 app = typer.Typer(
     name="coldpress",
@@ -106,11 +106,17 @@ def quantize(
     model: Annotated[Path | None, typer.Option(help="Hugging Face folder, for a budget")] = None,
     rounding: Annotated[str | None, typer.Option(help="compensated or imatrix")] = None,
     heal: Annotated[bool, typer.Option(help="train norms and scales after rounding")] = False,
+    format_: Annotated[str, typer.Option("--format", help="gguf or gptq")] = "gguf",
+    bits: Annotated[int, typer.Option(help="of a GPTQ checkpoint: 2, 3, 4 or 8")] = 4,
+    method: Annotated[str | None, typer.Option(help="accepted: auto-gptq")] = None,
     json_: Json = False,
 ) -> None:
     """Write a smaller GGUF: of one type, or the best that a budget allows."""
     from coldpress import quantize as stage
 
+    if _wants_gptq(format_, method):
+        _print(_gptq(model or gguf, out, bits, calibration), json_)
+        return
     given = {"calibration": calibration, "model": model}
     options = stage.QuantizeOptions(
         type=type_,
@@ -124,6 +130,32 @@ def quantize(
     )
     for folder, each in stage.sweep(out, options, sweep).items():
         _print(stage.quantize(gguf, folder, each, **given), json_)
+
+
+def _wants_gptq(format_: str, method: str | None) -> bool:
+    """Whether a GPTQ checkpoint is asked for, by the format or by the old library's name."""
+    from coldpress import gptq
+    from coldpress.progress import note
+
+    if method is not None and not gptq.is_auto_gptq(method):
+        raise UsageError(f"no method {method!r}", "leave it out, or auto-gptq")
+    if format_ not in ("gguf", "gptq"):
+        raise UsageError(f"no format {format_!r}", "gguf or gptq")
+    if method is not None:
+        note(f"  note: {gptq.REPLACED}")
+    return format_ == "gptq" or method is not None
+
+
+def _gptq(model: Path, out: Path, bits: int, calibration: Path | None) -> Any:
+    from coldpress import gptq
+
+    if calibration is None:
+        raise UsageError(
+            "GPTQ needs second moments of the model's inputs",
+            "make them with `coldpress calibrate` and give its folder with --calibration",
+        )
+    options = gptq.GptqOptions(bits=bits)
+    return gptq.checkpoint(model, out, options, calibration=calibration)
 
 
 @app.command()

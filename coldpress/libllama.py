@@ -7,7 +7,6 @@ its own registry).
 """
 
 import ctypes
-import os
 import re
 from functools import cache
 from pathlib import Path
@@ -25,9 +24,6 @@ def load() -> Any:
     Raises:
         ToolError: llama-cpp-python is not installed, or no backend of it runs on this CPU.
     """
-    # libgomp's default, to spin for a millisecond at every barrier, is 5 to 50 times slower as soon as
-    # another process wants the CPU; 1000 turns are its own choice where threads outnumber CPUs.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         import llama_cpp
     except ImportError as error:

@@ -126,7 +126,7 @@ def _package(
             made.append(folder)
         except ToolError as error:
             skipped.append(f"{options.target} image skipped: {error.message}; {error.hint}")
-            note(f"  package {options.target:<15} skipped: {error.message} ({error.hint})")
+            note(f"  package {options.target:<20} skipped: {error.message} ({error.hint})")
     return tuple(made), tuple(skipped)
 
 
@@ -146,12 +146,12 @@ def _step(
     inputs, plain = stage.plan(source, out, options, **given)
     name = stage.__name__.split(".")[1]
     if artifact.is_current(out, name, inputs, plain):
-        note(f"  {label:<23} reused")
+        note(f"  {label:<28} reused")
         return
     began = time.perf_counter()
     action: Callable[..., object] = getattr(stage, verb)
     action(source, out, options, **given)
-    note(f"  {label:<23} {time.perf_counter() - began:6.1f} s")
+    note(f"  {label:<28} {time.perf_counter() - began:6.1f} s")
 
 
 def _source(name: str, root: Path, embedded: Path) -> Any:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import coldpress  # noqa: F401  # Before any test module imports torch: see coldpress/__init__.py.
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

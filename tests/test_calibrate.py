@@ -142,10 +142,11 @@ def test_matrices_that_gguf_has_no_name_for_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
+    tiny_models.save(tmp_path, "llama")
+    model = reference.empty_model(tmp_path)
+    model.config.model_type = "no_such_model"
     with pytest.raises(UnsupportedModelError, match="no_such_model"):
-        names.weights(SimpleNamespace(config=SimpleNamespace(model_type="no_such_model")))
+        names.weights(model)
 
 
 @given(st.integers(0, 500), st.integers(2, 40), st.integers(2, 9))

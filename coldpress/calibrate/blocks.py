@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from coldpress.calibrate.names import text_decoder
 from coldpress.errors import UnsupportedModelError
 
 HINT = "make the imatrix with llama-imatrix, or quantize without one"
@@ -26,10 +27,11 @@ def find(model: Any) -> tuple[str, Any]:
     Raises:
         UnsupportedModelError: there is none, or tokens are looked up at more than one place.
     """
-    lookups = [each for each in model.modules() if isinstance(each, torch.nn.Embedding)]
-    for name, each in model.base_model.named_children():
+    path, decoder = text_decoder(model)
+    lookups = [each for each in decoder.modules() if isinstance(each, torch.nn.Embedding)]
+    for name, each in decoder.named_children():
         if isinstance(each, torch.nn.ModuleList) and len(lookups) == 1:
-            return f"{model.base_model_prefix}.{name}", each
+            return f"{path}.{name}", each
     raise UnsupportedModelError(
         f"calibration cannot run {model.config.model_type} block by block", HINT
     )
@@ -50,14 +52,14 @@ def calls(model: Any, layers: Any, embedded: torch.Tensor) -> tuple[torch.Tensor
         return hidden
 
     with _replaced(layers, note):
-        model.base_model(inputs_embeds=embedded, use_cache=False)
+        text_decoder(model)[1](inputs_embeds=embedded, use_cache=False)
     return given[0], seen
 
 
 def after(model: Any, layers: Any, hidden: torch.Tensor) -> torch.Tensor:
     """What the model's own forward makes of the last block's output: the head's input."""
     with _replaced(layers, lambda *_args, **_kwargs: hidden):
-        out = model.base_model(inputs_embeds=hidden, use_cache=False)
+        out = text_decoder(model)[1](inputs_embeds=hidden, use_cache=False)
     last: torch.Tensor = out.last_hidden_state
     return last
 

@@ -45,13 +45,25 @@ def weights(model: Any) -> dict[str, tuple[Place, ...]]:
         UnsupportedModelError: the architecture or a matrix has no GGUF name.
     """
     tensors = tensor_names(model.config)
+    decoder, _ = text_decoder(model)
     found: dict[str, tuple[Place, ...]] = {}
     for path, module in model.named_modules():
+        if not f"{path}.".startswith(f"{decoder}.") and module is not model.get_output_embeddings():
+            continue  # A part that sees images, say.
         for name, value in module.named_parameters(recurse=False):
             if value.ndim > 1 and not _is_lookup(module):
                 for tensor, places in _places(model, tensors, path, name, value):
                     found[tensor] = places
     return {name: places for name, places in found.items() if not _is_router(name)}
+
+
+def text_decoder(model: Any) -> tuple[str, Any]:
+    """The path of the part that makes hidden states of tokens, and the part.
+
+    It is ``model``, or ``model.language_model`` beside a part that sees images.
+    """
+    decoder = model.get_decoder()
+    return next(path for path, each in model.named_modules() if each is decoder), decoder
 
 
 def _places(
@@ -97,6 +109,7 @@ def tensor_names(config: Any) -> Any:
     Raises:
         UnsupportedModelError: llama.cpp has no such architecture.
     """
+    config = config.get_text_config()
     name = _ARCHITECTURES.get(config.model_type, config.model_type.replace("_", ""))
     for architecture, known in gguf.MODEL_ARCH_NAMES.items():
         if known == name:
@@ -107,7 +120,7 @@ def tensor_names(config: Any) -> Any:
 
 
 def _gguf_name(tensors: Any, layer: str, parameter: str) -> str:
-    found = tensors.get_name(layer)
+    found = tensors.get_name(layer.replace("model.language_model.", "model."))
     if found is None:
         raise UnsupportedModelError(f"{parameter} has no name in GGUF", _HINT)
     return f"{found}.weight"

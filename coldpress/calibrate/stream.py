@@ -18,6 +18,7 @@ import torch
 from coldpress.calibrate import blocks
 from coldpress.calibrate.blocks import Call
 from coldpress.calibrate.moments import Accumulator, Moments
+from coldpress.calibrate.names import text_decoder
 from coldpress.calibrate.observe import Observer
 from coldpress.calibrate.states import Batch, States
 from coldpress.calibrate.states import batches as split
@@ -143,10 +144,10 @@ def _load_outside(
 ) -> None:
     """Load what is neither in a block nor a matrix of the vocabulary's size; check the head."""
     embeddings = model.get_input_embeddings().weight
+    path, decoder = text_decoder(model)
+    named = ((f"{path}.{name}", each) for name, each in decoder.named_parameters())
     outside = [
-        name
-        for name, each in model.named_parameters()
-        if not name.startswith(f"{prefix}.") and each is not embeddings and name != head
+        name for name, each in named if not name.startswith(f"{prefix}.") and each is not embeddings
     ]
     source.load(outside, device)
     for module in model.modules():

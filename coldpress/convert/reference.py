@@ -1,6 +1,5 @@
 """The one door to transformers: local folders, no remote code, no bars of its own on stderr."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +70,7 @@ def empty_model(model_dir: Path) -> Any:
 
 
 def _quiet() -> Any:
-    """Import transformers, silenced; before torch is imported, so that its libgomp reads the variable.
-
-    See ``libllama.load``: 13 times slower here without it while another process wants the CPU.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    """Import transformers, silenced."""
     try:
         import transformers
     except ImportError as error:

@@ -1,7 +1,6 @@
 """Whether a model folder is a GPTQ checkpoint, and how its layers are packed. Imports no torch."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,7 +73,6 @@ def plain(folder: Path, layout: Layout | None, scratch: Path, outtype: str) -> I
     if layout is None:
         yield folder
         return
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # Before torch; see ``libllama.load``.
     from coldpress.gptq import read
 
     note(f"  unpacking {layout.bits}-bit GPTQ layers")

@@ -45,7 +45,7 @@ class QuantizeOptions:
     min_tok_s: float | None = None
     rounding: Literal["compensated", "imatrix"] | None = None
     probe_tokens: int = 4096
-    tries: int = 40
+    tries: int = 16
     heal: bool = False
 
     def __post_init__(self) -> None:
