@@ -26,6 +26,7 @@ from coldpress import artifact, libllama
 from coldpress.checkpoint import gguf_header
 from coldpress.convert import ConvertOptions, convert
 from coldpress.evaluate.describe import cpu_model
+from coldpress.quantize.types import TYPES
 from coldpress.report.compare import paired
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +125,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def budgets(bench: Bench, theirs: Sequence[Row]) -> list[tuple[str, int]]:
-    """The ladder, each imatrix preset's size and each GPTQ checkpoint's, in words and bytes."""
+    """The ladder, each imatrix preset's size and each GPTQ checkpoint's: words and bytes."""
     smallest = min(row.bits_per_weight for row in theirs if row.family == "pure imatrix")
     low, high = PRESETS_BPW
     ladder = [
@@ -132,12 +133,19 @@ def budgets(bench: Bench, theirs: Sequence[Row]) -> list[tuple[str, int]]:
         for bits in LADDER_BPW
         if bits >= smallest
     ]
-    sizes = [
-        (f"size of {row.name}", row.size_bytes)
+    presets = [
+        row
         for row in theirs
-        if (row.family == "preset imatrix" and low <= row.bits_per_weight <= high)
-        or row.family == "gptq"
+        if row.family == "preset imatrix"
+        and low <= row.bits_per_weight <= high
+        # Not the ternary ones, which answer nonsense.
+        and row.types.keys() <= {*TYPES, "F32"}
     ]
+    wanted = [*presets, *(row for row in theirs if row.family == "gptq")]
+    # Several may share a size: the best gives its name.
+    best_last = sorted(wanted, key=lambda row: -row.kl)
+    named = {row.size_bytes: f"size of {_title(row)}" for row in best_last}
+    sizes = [(name, size) for size, name in named.items()]
     return sorted([*ladder, *sizes], key=lambda each: each[1])
 
 
@@ -153,6 +161,9 @@ def add_answers(bench: Bench, compared: Sequence[dict[str, Any]]) -> None:
             if each[kind]:
                 other = asked[each[kind]["file"]]
                 each[kind] |= {"own_kl": other.kl, "accuracy": other.accuracy}
+        for kind in ("preset", "gptq"):
+            if each[kind]:
+                other = asked[each[kind]["file"]]
                 each[f"accuracy_minus_{kind}"] = paired(other.answers, mine.answers)
 
 
@@ -194,6 +205,10 @@ def _conditions() -> dict[str, Any]:
         "imatrix": rivals.IMATRIX_COMMAND,
         "quantize": rivals.QUANTIZE_COMMAND,
     }
+
+
+def _title(row: Row) -> str:
+    return f"GPTQ {row.name}" if row.family == "gptq" else row.name
 
 
 def _exact(folder: Path) -> tuple[Path, Path]:

@@ -121,8 +121,9 @@ def test_kl_is_the_slow_loop_over_all_logits(
                 expected.append(float((np.exp(log_p) * (log_p - log_q)).sum()))
                 same.append(p[i].argmax() == q[i].argmax())
     assert found is not None and sampled is not None
-    assert found.mean == pytest.approx(np.mean(expected), rel=1e-3)
-    assert found.max == pytest.approx(np.max(expected), rel=1e-3)
+    # One chunk at a time takes other kernels, which round activations differently: 1.2e-3 seen.
+    assert found.mean == pytest.approx(np.mean(expected), rel=3e-3)
+    assert found.max == pytest.approx(np.max(expected), rel=3e-3)
     assert found.same_top1 == pytest.approx(np.mean(same))
     assert sampled.mean == pytest.approx(found.mean, rel=0.1)
 

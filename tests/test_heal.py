@@ -24,7 +24,7 @@ from tests import tiny_models
 from tests.test_network import Weights, reader_of
 
 KINDS = [pytest.param(kind, id=kind.name) for kind in TYPES.values()]
-OPTIONS = HealOptions(steps=24, batch_tokens=128, own_tokens=1024, evaluate_every=8, code_rate=0.01)
+OPTIONS = HealOptions(steps=24, batch_tokens=128, own_tokens=1024, evaluate_every=8, rate=0.01)
 
 
 def decoded(data: Bytes, kind: GgmlType) -> Floats:
@@ -56,7 +56,7 @@ def test_bytes_follow_what_is_trained(kind: GgmlType) -> None:
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for scale in each.scales:
-            scale.mul_(1 + 0.1 * torch.randn(scale.shape, generator=random))
+            scale.add_(0.3 * torch.randn(scale.shape, generator=random))
         each.latent.add_(torch.randn(each.latent.shape, generator=random))
     each.round(at_once=True)
     found = decoded(each.data(), kind)
@@ -80,12 +80,12 @@ def test_gradients(kind: GgmlType) -> None:
     (out * G).sum().backward()
     # Without rounding in between, the weights are Σ scale · ∂weights/∂scale.
     total = sum(float(scale.grad.sum()) for scale in each.scales if scale.grad is not None)
-    assert total == pytest.approx(float((out.detach() * G).sum()), rel=1e-3, abs=1e-3)
-    with torch.no_grad():
-        each.latent += 1  # one gap up, as long as values can follow
-    slope = each.latent.grad
-    assert slope is not None
-    assert torch.equal(slope.reshape(out.shape) == 0, (slope.reshape(out.shape) / G) == 0)
+    assert total / each.reach == pytest.approx(float((out.detach() * G).sum()), rel=1e-3, abs=1e-3)
+    assert each.latent.grad is not None
+    slope = each.latent.grad.reshape(out.shape) / G
+    moved = Trainable(data, kind, torch.from_numpy(W))
+    moved._values = moved._values + moved._layout.gap
+    assert torch.allclose(moved.weights() - out, slope, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -183,13 +183,13 @@ def test_what_does_not_help_is_not_kept(network: Network) -> None:
     assert not done.healed
     assert done.kl_after_nats == done.kl_before_nats
     assert all(np.array_equal(done.tensors[name], data) for name, (_, data) in tensors.items())
-    assert all(np.array_equal(each, network.unchanged(name)) for name, each in done.norms.items())
+    assert not done.norms
     assert all(step.held_kl_nats > done.kl_before_nats for step in done.history)
 
 
 def test_codes_stay_if_told_so(network: Network) -> None:
     tensors = rounded(network, TYPES["Q8_0"])
-    done = heal(network, tensors, replace(OPTIONS, code_rate=0, steps=4, evaluate_every=4))
+    done = heal(network, tensors, replace(OPTIONS, codes=False, steps=4, evaluate_every=4))
     for name, (_, data) in tensors.items():
         before, after = (each.reshape(-1, 34)[:, 2:] for each in (data, done.tensors[name]))
         assert np.array_equal(before, after)

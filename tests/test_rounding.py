@@ -1,5 +1,7 @@
 """Rounding with error feedback: grids decode as ggml does, the walk equals a slow one, nothing gets worse."""
 
+import sys
+
 import gguf
 import numpy as np
 import pytest
@@ -217,7 +219,9 @@ def test_feedback_between_blocks_answers_with_the_right_columns() -> None:
 def test_rows_of_several_slabs_are_rounded_each_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     its, W = factor(curvature(64)), weights(10, 64)
     whole = decoded(compensate(W.numpy(), TYPES["Q4_1"], its), "Q4_1")
-    monkeypatch.setattr("coldpress.quantize.rounding.compensate._SLAB_ROWS", 3)
+    # By its entry: the package has a function of the module's name.
+    module = sys.modules["coldpress.quantize.rounding.compensate"]
+    monkeypatch.setattr(module, "_SLAB_ROWS", 3)
     slabs = decoded(compensate(W.numpy(), TYPES["Q4_1"], its), "Q4_1")
     # A matrix product of fewer rows may round differently, and a tie fall the other way.
     assert torch.allclose(loss(W, slabs, its.H), loss(W, whole, its.H), rtol=0.05)

@@ -170,10 +170,14 @@ class Writer:
             (folder / kind).mkdir()
 
     def add(self, tensors: Sequence[str], moments: "Moments") -> None:
-        """Write one input, shared by ``tensors``."""
+        """Write one input, shared by ``tensors``.
+
+        Raises:
+            InputError: the disk is full.
+        """
         key = tensors[0].removesuffix(".weight")
-        np.save(self._folder / "hessian" / f"{key}.npy", moments.hessian)
-        np.save(self._folder / "held" / f"{key}.npy", moments.held)
+        self._save("hessian", key, moments.hessian)
+        self._save("held", key, moments.held)
         experts, inputs = moments.sums.shape
         self._inputs[key] = {
             "tensors": list(tensors),
@@ -182,6 +186,15 @@ class Writer:
             "counts": moments.n_fit.tolist(),
             "filled": list(moments.filled),
         }
+
+    def _save(self, kind: str, key: str, values: Floats) -> None:
+        try:
+            np.save(self._folder / kind / f"{key}.npy", values)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {values.nbytes / 1e9:.1f} GB of second moments of {key}: {error}",
+                "give a folder on a larger disk: a layer's take 4 bytes by its inputs squared",
+            ) from error
 
     def finish(self, tokens: npt.NDArray[np.int32], held: Iterable[int]) -> None:
         """Write the tokens and ``statistics.json``."""

@@ -11,6 +11,7 @@ itself writes, Liu et al. 2023, arXiv:2305.17888.
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import gguf
@@ -33,7 +34,6 @@ Tensors = Mapping[str, tuple[GgmlType, Bytes]]
 
 _BETAS = (0.9, 0.99)
 _WARM_UP = 0.05  # of all steps
-_LOSS_LOGITS = 1 << 22  # per piece of a batch
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,22 @@ class HealOptions:
     """How long and how fast to train.
 
     Args:
-        steps: at most; training stops when ``patience`` evaluations in a row were no better.
+        steps: how many, with a rate that falls to zero.
         batch_tokens: tokens of a step.
-        own_tokens: tokens for the model to write, for more text than the calibration's.
-        vector_rate: Adam's rate for norms and biases.
-        scale_rate: its rate for the factors of block scales.
-        code_rate: its rate for latent weights, in distances between codes; 0 keeps the codes.
+        own_tokens: tokens for the model to write, more text than the calibration's.
+        rate: Adam's rate for codes and scales, in distances between codes.
+        vector_rate: its rate for norms and biases, times √KL of the start in nats: Adam's steps are as
+            long as its rate, so that a small error needs a small one.
+        codes: whether codes are trained too, or only scales, norms and biases.
     """
 
     steps: int = 200
     batch_tokens: int = 1024
     own_tokens: int = 1 << 17
-    vector_rate: float = 1e-3
-    scale_rate: float = 1e-3
-    code_rate: float = 3e-3
+    rate: float = 3e-3
+    vector_rate: float = 2e-3
+    codes: bool = True
     evaluate_every: int = 20
-    patience: int = 3
     seed: int = 0
 
 
@@ -73,7 +73,8 @@ class Step:
 class Healed:
     """The tensors' new bytes and the norms' and biases' new values, by GGUF name.
 
-    ``step`` is the one kept, 0 if nothing was better than the start, which is then what is returned.
+    ``step`` is the one kept, 0 if none was better than the start: then the bytes are those given and there are
+    no values.
     """
 
     tensors: dict[str, Bytes]
@@ -85,40 +86,49 @@ class Healed:
 
     @property
     def healed(self) -> bool:
-        """Whether anything was changed."""
+        """Whether anything is better than it was."""
         return self.step > 0
 
 
 def heal(network: Network, tensors: Tensors, options: HealOptions) -> Healed:
     """Train encoded tensors and the model's norms and biases; see the module.
 
+    It takes some 40 bytes of memory per weight.
+
     Args:
-        network: knows the calibration's tokens; its measured tokens become the held-out ones.
+        network: knows the calibration's tokens; the held-out ones become what it measures on.
         tensors: GGUF name → type and bytes, (rows, bytes of a row).
     """
-    state = _State(network, tensors, options)
-    held = list(network.statistics.held)
-    network.measure_on(network.statistics.tokens[held])
-    before = kept = state.file()
-    lowest = first = _kl(network, tensors, before)
+    known = network.statistics
+    network.measure_on(known.tokens[list(known.held)])
+    kept = _File({name: data for name, (_, data) in tensors.items()}, {})
+    lowest = before = _kl(network, tensors, kept)
+    state = _State(network, tensors, before, options)
     history: list[Step] = []
-    best, losses = 0, list[float]()
-    torch.set_flush_denormal(True)  # Adam's moments of weights that no token reaches.
-    with task("healing", options.steps) as advance:
+    losses: list[float] = []
+    best = 0
+    with task("healing", options.steps) as advance, _no_denormals():
         for step, batch in enumerate(_batches(network, options), start=1):
             losses.append(state.train(batch))
             advance(1)
             if step % options.evaluate_every and step < options.steps:
                 continue
             now = state.file()
-            kl = _kl(network, tensors, now)
-            history.append(Step(step, float(np.mean(losses)), kl))
+            history.append(Step(step, float(np.mean(losses)), _kl(network, tensors, now)))
             losses.clear()
-            if kl < lowest:
-                lowest, best, kept = kl, step, now
-            elif len(history) - best // options.evaluate_every >= options.patience:
-                break
-    return Healed(kept.data, kept.vectors, first, lowest, best, tuple(history))
+            if history[-1].held_kl_nats < lowest:
+                lowest, best, kept = history[-1].held_kl_nats, step, now
+    return Healed(kept.data, kept.vectors, before, lowest, best, tuple(history))
+
+
+@contextmanager
+def _no_denormals() -> Iterator[None]:
+    """Adam's moments of weights without a gradient decay into numbers that are slow to compute with."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @dataclass(frozen=True)
@@ -139,26 +149,23 @@ def _kl(network: Network, tensors: Tensors, file: _File) -> float:
 
 
 class _State:
-    """The student in training."""
+    """The student in training; ``kl`` is where it starts."""
 
-    def __init__(self, network: Network, tensors: Tensors, options: HealOptions) -> None:
+    def __init__(self, network: Network, tensors: Tensors, kl: float, options: HealOptions) -> None:
         self._network, self._steps = network, options.steps
         self._matrices = {
-            name: Trainable(data, kind, network.unchanged(name) if options.code_rate else None)
+            name: Trainable(data, kind, network.unchanged(name) if options.codes else None)
             for name, (kind, data) in tensors.items()
         }
         self._vectors = {
             name: network.unchanged(name).requires_grad_() for name in sorted(network.vectors)
         }
-        matrices = self._matrices.values()
-        groups: list[tuple[float, list[Tensor]]] = [
-            (options.vector_rate, list(self._vectors.values())),
-            (options.scale_rate, [scale for each in matrices for scale in each.scales]),
-            (options.code_rate, [each.latent for each in matrices if each.latent is not None]),
+        trained = [each for matrix in self._matrices.values() for each in matrix.trained]
+        groups = [
+            {"params": trained, "lr": options.rate},
+            {"params": list(self._vectors.values()), "lr": options.vector_rate * math.sqrt(kl)},
         ]
-        self._adam = torch.optim.Adam(
-            [{"lr": rate, "params": given} for rate, given in groups if given], betas=_BETAS
-        )
+        self._adam = torch.optim.Adam(groups, betas=_BETAS)
         self._rate = torch.optim.lr_scheduler.LambdaLR(self._adam, self._factor)
 
     def train(self, tokens: Tensor) -> float:
@@ -196,7 +203,8 @@ def _batches(network: Network, options: HealOptions) -> Iterator[Tensor]:
     """Batches of sequences, (sequences, context), in a random order, as often as needed."""
     known = network.statistics
     fit = np.delete(known.tokens, list(known.held), axis=0)
-    own = heal_text.write(network.model, fit, options.own_tokens, options.seed)
+    own_tokens = min(options.own_tokens, options.steps * options.batch_tokens)
+    own = heal_text.write(network.model, fit, own_tokens, options.seed)
     sequences = torch.from_numpy(np.concatenate([fit, own]).astype(np.int64))
     size = max(1, options.batch_tokens // sequences.shape[1])
     random = torch.Generator().manual_seed(options.seed)

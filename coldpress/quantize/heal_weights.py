@@ -71,7 +71,10 @@ def _through(latent: Tensor, values: Tensor) -> Tensor:
 
 
 class Trainable:
-    """An encoded tensor. ``scales`` are factors, ``latent`` the latent weights in gaps; both are trained."""
+    """An encoded tensor.
+
+    ``scales`` are trained, and ``latent`` weights; both in gaps, the scales' at the largest value.
+    """
 
     def __init__(self, data: Bytes, kind: GgmlType, W: Tensor | None) -> None:
         """Take ``data``, (rows, bytes of a row), apart.
@@ -85,8 +88,15 @@ class Trainable:
         self._layout = _scalar(raw, GRIDS[kind.name]) if scalar else _codebook(raw, kind.name)
         self._refresh, self._age = (1 if scalar else _REFRESH), 0
         self._values = self._layout.values
-        self.scales = [torch.ones_like(each, requires_grad=True) for each in self._layout.scales]
+        largest = (self._values + self._layout.shift[..., None]).abs().max()
+        self.reach = self._layout.gap / max(float(largest), self._layout.gap)
+        self.scales = [torch.zeros_like(each, requires_grad=True) for each in self._layout.scales]
         self.latent = None if W is None else self._near(W).requires_grad_()
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """What autograd reaches."""
+        return self.scales if self.latent is None else [*self.scales, self.latent]
 
     def weights(self) -> Tensor:
         """The rows, (rows, inputs), as the present state decodes; autograd reaches what is trained."""
@@ -114,9 +124,8 @@ class Trainable:
 
     def _stored(self) -> list[Tensor]:
         """The scales as half precision stores them."""
-        exact = [
-            each * factor for each, factor in zip(self._layout.scales, self.scales, strict=True)
-        ]
+        pairs = zip(self._layout.scales, self.scales, strict=True)
+        exact = [start * (1 + self.reach * change) for start, change in pairs]
         return [_through(each, halves(each.detach())) for each in exact]
 
     def _near(self, W: Tensor) -> Tensor:
