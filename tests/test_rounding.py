@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from coldpress.errors import InputError
 from coldpress.quantize.encode import encode
-from coldpress.quantize.rounding import compensate, factor, scalar
+from coldpress.quantize.rounding import Factor, compensate, factor, scalar
 from coldpress.quantize.rounding.compensate import feed_back
+from coldpress.quantize.rounding.factor import inverse_factor, invert_upper
 from coldpress.quantize.rounding.grids import GRIDS, Grid
 from coldpress.quantize.rounding.refit import refit_d, refit_sub_blocks
 from coldpress.quantize.rounding.walk import descend, walk
@@ -40,6 +41,10 @@ def weights(rows: int, inputs: int, seed: int = 0) -> torch.Tensor:
 
 def decoded(raw: np.ndarray, name: str) -> torch.Tensor:
     return torch.from_numpy(dequantize(raw, gguf.GGMLQuantizationType(TYPES[name].ggml_id)))
+
+
+def damped(its: Factor) -> torch.Tensor:
+    return its.curvature(slice(0, len(its.H)))
 
 
 def loss(W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
@@ -99,26 +104,26 @@ def slow_walk(
 @pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "IQ4_XS", "Q5_1"])
 def test_the_walk_equals_a_slow_one(name: str) -> None:
     kind, grid = TYPES[name], GRIDS[name]
-    H = curvature(kind.block_size)
-    W = weights(3, kind.block_size)
+    its, W = factor(curvature(kind.block_size)), weights(3, kind.block_size)
     block = grid.unpack(torch.from_numpy(encode(W.numpy(), kind, None)))
     step, offset = (block.d * block.scale).T, (block.dmin * block.min).T
-    walked = walk(W.T.contiguous(), factor(H).U, step, offset, grid)
-    damped = factor(H).H.double().numpy()
+    walked = walk(W.T.contiguous(), invert_upper(its.R), step, offset, grid)
+    exact = damped(its).double().numpy()
     for row in range(3):
-        slow = slow_walk(W[row].numpy(), damped, step[:, row].numpy(), offset[:, row].numpy(), grid)
+        slow = slow_walk(W[row].numpy(), exact, step[:, row].numpy(), offset[:, row].numpy(), grid)
         same = np.mean(walked.code[:, row].numpy() == np.array(slow))
         assert same > 0.98, same  # A tie in float32 may fall the other way, and move what follows.
-    assert torch.allclose(walked.loss, loss(W, walked.Q.T, factor(H).H).float(), rtol=1e-3)
+    assert torch.allclose(walked.loss, loss(W, walked.Q.T, damped(its)).float(), rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["Q2_K", "Q4_K", "IQ4_XS", "Q4_0"])
 def test_descent_ends_where_no_single_code_can_improve(name: str) -> None:
     kind, grid = TYPES[name], GRIDS[name]
-    H, W = factor(curvature(kind.block_size)).H, weights(4, kind.block_size)
+    its, W = factor(curvature(kind.block_size)), weights(4, kind.block_size)
+    H = damped(its)
     block = grid.unpack(torch.from_numpy(encode(W.numpy(), kind, None)))
     step, offset = (block.d * block.scale).T, (block.dmin * block.min).T
-    state = walk(W.T.contiguous(), factor(curvature(kind.block_size)).U, step, offset, grid)
+    state = walk(W.T.contiguous(), invert_upper(its.R), step, offset, grid)
     for _ in range(30):
         after = descend(W.T.contiguous(), H, step, offset, grid, state)
         assert (after.loss <= state.loss * (1 + 1e-5)).all()
@@ -174,11 +179,12 @@ def test_no_block_gets_worse_and_the_bytes_are_what_was_meant(
 ) -> None:
     kind = TYPES[name]
     its = factor(curvature(kind.block_size, seed), damp)
+    H = damped(its)
     W = weights(6, kind.block_size, seed)
     start = torch.from_numpy(encode(W.numpy(), kind, None))
-    raw, Q = scalar.refine(W, start, its.U, name)
+    raw, Q = scalar.refine(W, start, invert_upper(its.R), name)
     assert torch.equal(decoded(raw.numpy(), name), Q)
-    assert (loss(W, Q, its.H) <= loss(W, decoded(start.numpy(), name), its.H) * (1 + 1e-4)).all()
+    assert (loss(W, Q, H) <= loss(W, decoded(start.numpy(), name), H) * (1 + 1e-4)).all()
 
 
 @pytest.mark.parametrize(
@@ -195,8 +201,7 @@ def test_error_feedback_beats_ggml_by_far(name: str) -> None:
 
 def test_feedback_between_blocks_answers_with_the_right_columns() -> None:
     """Against the definition: before a block is encoded, the later columns have moved optimally."""
-    kind, H = TYPES["Q4_0"], curvature(96)
-    its, W = factor(H), weights(5, 96)
+    kind, its, W = TYPES["Q4_0"], factor(curvature(96)), weights(5, 96)
     seen: list[torch.Tensor] = []
 
     def keep(
@@ -206,25 +211,32 @@ def test_feedback_between_blocks_answers_with_the_right_columns() -> None:
         seen.append(target)
         return blocks, decoded(blocks.numpy(), "Q4_0")
 
-    _, Q = feed_back(W, kind, its.U, keep)
+    _, Q = feed_back(W, kind, its.R, keep)
     E = (W - Q).double()
-    damped = its.H.double()
+    H = damped(its).double()
     for block in (1, 2):
         done, rest = slice(0, 32 * block), slice(32 * block, None)
-        moved = torch.linalg.solve(damped[rest, rest], damped[rest, done] @ E[:, done].T).T
+        moved = torch.linalg.solve(H[rest, rest], H[rest, done] @ E[:, done].T).T
         expected = (W[:, rest].double() + moved)[:, :32]
         assert torch.allclose(seen[block].double(), expected, atol=1e-4)
 
 
-def test_rows_of_several_slabs_are_rounded_each_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    its, W = factor(curvature(64)), weights(10, 64)
-    whole = decoded(compensate(W.numpy(), TYPES["Q4_1"], its), "Q4_1")
-    # By its entry: the package has a function of the module's name.
-    module = sys.modules["coldpress.quantize.rounding.compensate"]
-    monkeypatch.setattr(module, "_SLAB_ROWS", 3)
-    slabs = decoded(compensate(W.numpy(), TYPES["Q4_1"], its), "Q4_1")
-    # A matrix product of fewer rows may round differently, and a tie fall the other way.
-    assert torch.allclose(loss(W, slabs, its.H), loss(W, whole, its.H), rtol=0.05)
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_factor_is_of_the_damped_moments_in_the_order_asked(
+    monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    module = sys.modules["coldpress.quantize.rounding.factor"]
+    monkeypatch.setattr(module, "_ROWS", 24)  # More than one piece, and a rest.
+    monkeypatch.setattr(module, "_MOST_EXACT", 4096 if exact else 0)
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(3))
+    H = curvature(100)
+    its = factor(H, order=order)
+    assert torch.equal(its.R, its.R.triu())
+    wanted = damped(its).double()[order][:, order]
+    assert torch.allclose(its.R.double() @ its.R.double().T, wanted, rtol=1e-5, atol=1e-5)
+    assert its.added == pytest.approx(0.01 * H.diagonal().mean().item())
+    U = inverse_factor(wanted)
+    assert torch.allclose(U @ its.R, torch.eye(100), atol=1e-3)
 
 
 @pytest.mark.parametrize("case", ["dead", "rank one", "all dead"])
@@ -236,7 +248,7 @@ def test_singular_moments_are_damped_and_the_damping_is_told(case: str) -> None:
         H = torch.ones(256, 256)
     its = factor(H)
     assert its.damp >= 0.01
-    assert torch.isfinite(its.U).all()
+    assert torch.isfinite(its.R).all()
     W = weights(4, 256)
     assert torch.isfinite(decoded(compensate(W.numpy(), TYPES["Q3_K"], its), "Q3_K")).all()
 

@@ -214,7 +214,7 @@ class Writer:
 
 def _load(path: Path, mmap: bool = False) -> Any:
     try:
-        return np.load(path, mmap_mode="r" if mmap else None)
+        return np.load(path, mmap_mode="c" if mmap else None)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing", _HINT) from error
     except (OSError, ValueError, EOFError) as error:

@@ -2,23 +2,19 @@
 
 With H = E[x xᵀ] of the layer's input, the loss of rounding W to Q is tr((W − Q) H (W − Q)ᵀ). Algorithm 1
 of the paper rounds column i and moves (w_i − q_i)/U_ii · U_ij onto the columns j > i, where U is the upper
-Cholesky factor of H⁻¹. Here H is factored instead of inverted: H = R Rᵀ with R upper triangular, so
-U = R⁻¹, and the diagonal blocks of U are the inverses of R's. Of U nothing else is needed: with
-E = W − Q of the columns before a block b, the paper's block has become W_b + E R_:b U_bb.
+Cholesky factor of H⁻¹, by its inverse R: see ``quantize.rounding.factor``.
 
 Source: Frantar et al. 2022, arXiv:2210.17323, Algorithm 1.
 """
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from coldpress.errors import InputError
+from coldpress.quantize.rounding.factor import factor, invert_upper
 
 _BLOCK = 128
-_MAX_DAMP = 1.0
 _MIN_SCALE = 2.0**-24  # The smallest half: scales are stored so.
 _SHRINKS = 24
 _LEAST_SHRINK = 0.3
@@ -63,39 +59,14 @@ def quantize_matrix(
         search: search each group's scale; without, it spans min to max as in the paper.
 
     Raises:
-        InputError: H is not positive even with the damp at 1.
+        InputError: H is not finite, or not positive however it is damped.
     """
     order = torch.argsort(H.diagonal(), descending=True) if act_order else torch.arange(len(H))
-    R, used = factor(H, order, damp)
+    its = factor(H, damp, order)
     columns = W.T[order].float()  # (in, out): a column's weights lie together in memory
-    codes, scales, zeros = _walk(columns, R, bits, group_size, _SHRINKS if search else 1)
+    codes, scales, zeros = _walk(columns, its.R, bits, group_size, _SHRINKS if search else 1)
     back = torch.argsort(order)
-    return Rounded(codes[back].T.contiguous(), scales, zeros, (back // group_size).int(), used)
-
-
-def factor(H: Tensor, order: Tensor, damp: float) -> tuple[Tensor, float]:
-    """The upper triangular R of H + δI = R Rᵀ, float32, rows and columns in ``order``, and the damp used.
-
-    A Cholesky factor is lower triangular: the matrix is turned about, factored and turned back.
-
-    Raises:
-        InputError: H is not positive even with the damp at 1.
-    """
-    turned = order.flip(0)
-    mean = H.diagonal().double().mean()
-    failed = torch.zeros((), dtype=torch.int32)
-    while True:
-        # Column-major as LAPACK wants it and filled piece by piece: 0.5 GB for 8192 inputs, and no copy.
-        A = torch.empty(H.shape, dtype=torch.float64).mT
-        for start in range(0, len(H), _BLOCK):
-            A[:, start : start + _BLOCK] = H[turned[start : start + _BLOCK, None], turned].T
-        A.diagonal().add_(damp * mean if mean > 0 else 1.0)
-        torch.linalg.cholesky_ex(A, out=(A, failed))
-        if not failed:
-            return torch.from_numpy(A.numpy()[::-1, ::-1].astype(np.float32, "C")), damp
-        if damp >= _MAX_DAMP:
-            raise InputError("a second moment is not positive", "calibrate again")
-        damp = min(10 * damp, _MAX_DAMP)
+    return Rounded(codes[back].T.contiguous(), scales, zeros, (back // group_size).int(), its.damp)
 
 
 def _walk(
@@ -114,7 +85,7 @@ def _walk(
         for start in range(first, last, _BLOCK):
             end = min(start + _BLOCK, last)
             block = group[:_BLOCK] if start == first else _fed(W, E, R, start, end)
-            U = _inverse(R[start:end, start:end])
+            U = invert_upper(R[start:end, start:end])
             codes[start:end] = _round_block(block, U, scale, zero, bits)
             E[start:end] = W[start:end] - scale * (codes[start:end] - zero)
     return codes, torch.stack(scales), torch.stack(zeros).to(torch.uint8)
@@ -125,13 +96,7 @@ def _fed(W: Tensor, E: Tensor, R: Tensor, start: int, end: int) -> Tensor:
     if start == 0:
         return W[:end].clone()
     moved = R[:start, start:end].T @ E[:start]
-    return torch.addmm(W[start:end], _inverse(R[start:end, start:end]).T, moved)
-
-
-def _inverse(R: Tensor) -> Tensor:
-    eye = torch.eye(len(R), dtype=torch.float64)
-    U: Tensor = torch.linalg.solve_triangular(R.double(), eye, upper=True)
-    return U.float()
+    return torch.addmm(W[start:end], invert_upper(R[start:end, start:end]).T, moved)
 
 
 def _round_block(W: Tensor, U: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:

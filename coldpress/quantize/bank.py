@@ -122,7 +122,7 @@ class Bank:
 
         try:
             H = self._statistics.hessian(f"{key}.weight")
-            return tuple(factor(torch.from_numpy(np.array(each))) for each in H)
+            return tuple(factor(torch.from_numpy(each)) for each in H)
         except InputError as error:
             raise InputError(f"{key}: {error.message}", error.hint) from error
 

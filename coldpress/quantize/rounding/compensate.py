@@ -13,12 +13,10 @@ from torch import Tensor
 
 from coldpress.quantize.encode import Bytes, encode
 from coldpress.quantize.rounding import codebook, scalar
-from coldpress.quantize.rounding.factor import Factor, inverse_factor
+from coldpress.quantize.rounding.factor import Factor, inverse_factor, invert_upper
 from coldpress.quantize.rounding.grids import GRIDS
 from coldpress.quantize.source import Floats
 from coldpress.quantize.types import GgmlType
-
-_SLAB_ROWS = 8192
 
 
 class Refine(Protocol):
@@ -43,42 +41,44 @@ def compensate(W: Floats, kind: GgmlType, factor: Factor) -> Bytes:
     Source: Frantar et al. 2022, arXiv:2210.17323, Algorithm 1, by blocks with ggml as the inner quantizer;
     the second pass: Nair and Suggala 2024, arXiv:2406.17542.
     """
-    refine = _refiner(kind)
-    parts = []
-    for start in range(0, len(W), _SLAB_ROWS):
-        slab = torch.from_numpy(np.array(W[start : start + _SLAB_ROWS], np.float32))
-        raw, Q = feed_back(slab, kind, factor.U, refine)
-        parts.append(settle(slab, raw, Q, kind, factor.H, refine))
-    return torch.cat(parts).numpy()
+    refine, own = _refiner(kind), torch.from_numpy(np.array(W, np.float32))
+    raw, Q = feed_back(own, kind, factor.R, refine)
+    return settle(own, raw, Q, kind, factor, refine).numpy()
 
 
-def feed_back(W: Tensor, kind: GgmlType, U: Tensor, refine: Refine) -> tuple[Tensor, Tensor]:
+def feed_back(W: Tensor, kind: GgmlType, R: Tensor, refine: Refine) -> tuple[Tensor, Tensor]:
     """One pass over the blocks, left to right.
 
     Returns:
         bytes (rows, blocks, bytes of a block) and decoded weights (rows, inputs).
     """
-    X, Q, size = W.clone(), torch.empty_like(W), kind.block_size
+    Q, E, size = torch.empty_like(W), torch.empty_like(W), kind.block_size
     raw = torch.empty(len(W), W.shape[1] // size, kind.block_bytes, dtype=torch.uint8)
     for block in range(raw.shape[1]):
-        start, stop = block * size, (block + 1) * size
-        target, Ub = X[:, start:stop].contiguous(), U[start:stop, start:stop]
-        importance = torch.linalg.inv(Ub.T @ Ub).diagonal().contiguous().numpy()
+        own, done = slice(block * size, (block + 1) * size), slice(0, block * size)
+        U = invert_upper(R[own, own])
+        target = W[:, own] + E[:, done] @ R[done, own] @ U
+        importance = (
+            R[own, own].square().sum(1).numpy()
+        )  # diag of R Rᵀ: what later columns cannot mend.
         begun = torch.from_numpy(encode(target.numpy(), kind, importance))
-        raw[:, block], Q[:, start:stop] = refine(target, begun, Ub, again=False)
-        error = torch.linalg.solve_triangular(Ub, target - Q[:, start:stop], upper=True, left=False)
-        X[:, stop:] -= error @ U[start:stop, stop:]
+        raw[:, block], Q[:, own] = refine(target, begun, U, again=False)
+        E[:, own] = W[:, own] - Q[:, own]
     return raw, Q
 
 
-def settle(W: Tensor, raw: Tensor, Q: Tensor, kind: GgmlType, H: Tensor, refine: Refine) -> Tensor:
+def settle(
+    W: Tensor, raw: Tensor, Q: Tensor, kind: GgmlType, factor: Factor, refine: Refine
+) -> Tensor:
     """Refine each block once more, given all others; no row's error rises. Returns (rows, bytes)."""
     size, E, raw = kind.block_size, W - Q, raw.clone()
     if raw.shape[1] > 1:
         for block in range(raw.shape[1]):
             own = slice(block * size, (block + 1) * size)
-            S = H[own, own]
-            pull = E @ H[:, own] - E[:, own] @ S  # What the other columns' errors ask of these.
+            S = factor.curvature(own)
+            pull = (
+                E @ factor.H[:, own] - E[:, own] @ factor.H[own, own]
+            )  # What the other columns' errors ask of these.
             target = W[:, own] + torch.linalg.solve(S, pull, left=False)
             before = raw[:, block].contiguous()
             raw[:, block], new = refine(target, before, inverse_factor(S), again=True)
