@@ -222,9 +222,11 @@ def _by_size(row: Row) -> tuple[int, str]:
 
 def main() -> None:
     """Measure the models asked for and write the report after each."""
-    models = json.loads(REPORT.read_text())["models"] if REPORT.is_file() else {}
     for name in sys.argv[1:] or subjects.NAMES:
-        models[name] = measure(name)
+        measured = {name: measure(name)}
+        # Read now: another model may have been measured meanwhile.
+        known = json.loads(REPORT.read_text())["models"] if REPORT.is_file() else {}
+        models = known | measured
         write({name: models[name] for name in subjects.NAMES if name in models})
 
 

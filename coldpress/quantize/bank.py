@@ -6,7 +6,7 @@ interrupted sweep goes on with what it has.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,8 @@ from coldpress.quantize.rounding import Factor, compensate, factor
 from coldpress.quantize.source import Floats, row_length, rows
 from coldpress.quantize.types import GgmlType
 
-_SLAB_ROWS = 8192
+# Rows enough to keep the cores busy, and few enough weights to hold several copies of.
+_SLAB_ROWS, _SLAB_WEIGHTS = 1024, 1 << 22
 
 Rounding = Literal["compensated", "imatrix"]
 
@@ -90,7 +91,7 @@ class Bank:
         tensor = self._tensors[name]
         plain = encode_tensor(tensor, kind, self._weights.importance(name))
         if name not in self._statistics.names:
-            error = self._error(name, plain, kind)
+            (error,) = self._errors(name, [plain], kind)
             return Candidate(plain, error, error, "imatrix", 0.0)
         factors = self._factors(self._statistics.input_of(name))
         fed_back = np.concatenate(
@@ -99,23 +100,24 @@ class Bank:
                 for expert, start, stop in _slabs(tensor, len(factors))
             ]
         )
-        errors = [self._error(name, data, kind) for data in (plain, fed_back)]
+        errors = self._errors(name, [plain, fed_back], kind)
         damp = max(each.damp for each in factors)
         if errors[1] < errors[0]:
             return Candidate(fed_back, errors[1], errors[0], "compensated", damp)
         return Candidate(plain, errors[0], errors[0], "imatrix", damp)
 
-    def _error(self, name: str, data: Bytes, kind: GgmlType) -> float:
-        """The relative error on held-out inputs; of the weights themselves where there are none."""
+    def _errors(self, name: str, candidates: Sequence[Bytes], kind: GgmlType) -> list[float]:
+        """The relative errors on held-out inputs; of the weights themselves where there are none."""
         tensor, known = self._tensors[name], name in self._statistics.names
         X = self._statistics.held_inputs(name) if known else None
-        lost = told = 0.0
+        lost, told = [0.0] * len(candidates), 0.0
         for expert, start, stop in _slabs(tensor, 1 if X is None else len(X)):
             W = rows(tensor, start, stop)
-            E = W - _decode(data[start:stop], kind)
-            lost += _power(E if X is None else E @ X[expert].T)
             told += _power(W if X is None else W @ X[expert].T)
-        return lost / told if told > 0 else 0.0
+            for i, data in enumerate(candidates):
+                E = W - _decode(data[start:stop], kind)
+                lost[i] += _power(E if X is None else E @ X[expert].T)
+        return [each / told if told > 0 else 0.0 for each in lost]
 
     def _make_factors(self, key: str) -> tuple[Factor, ...]:
         import torch
@@ -133,12 +135,13 @@ def _decode(data: Bytes, kind: GgmlType) -> Floats:
 
 
 def _slabs(tensor: Any, experts: int) -> Iterator[tuple[int, int, int]]:
-    """(expert, first row, last row + 1) in file order: few enough rows to decode at once."""
+    """(expert, first row, last row + 1) in file order."""
+    step = max(_SLAB_ROWS, _SLAB_WEIGHTS // row_length(tensor))
     per_expert = int(tensor.n_elements) // row_length(tensor) // experts
     for expert in range(experts):
-        for start in range(0, per_expert, _SLAB_ROWS):
+        for start in range(0, per_expert, step):
             first = expert * per_expert
-            yield expert, first + start, first + min(start + _SLAB_ROWS, per_expert)
+            yield expert, first + start, first + min(start + step, per_expert)
 
 
 def _power(values: Floats) -> float:

@@ -17,12 +17,13 @@ from coldpress.quantize.types import GgmlType
 
 Bytes = npt.NDArray[np.uint8]
 
-_SLAB_WEIGHTS = 1 << 20
+_SLAB_WEIGHTS = 1 << 22
+_CHUNK_WEIGHTS = 1 << 16
 _REPORT = "the types table does not fit this llama-cpp-python; report this"
 
 
 def encode(W: Floats, kind: GgmlType, importance: Floats | None) -> Bytes:
-    """Encode ``W`` as ggml does, each row on its own.
+    """Encode ``W`` as ggml does, each row on its own, on every core.
 
     Args:
         W: weights, (rows, inputs); ``inputs`` a multiple of the type's block size; finite.
@@ -46,9 +47,17 @@ def encode(W: Floats, kind: GgmlType, importance: Floats | None) -> Bytes:
         if importance.shape != (inputs,):
             raise ValueError(f"importance of {importance.shape} for {inputs} inputs")
         weights = importance.ctypes.data
-    written = _ggml().ggml_quantize_chunk(
-        kind.ggml_id, W.ctypes.data, out.ctypes.data, 0, count, inputs, weights
-    )
+
+    def encode_rows(start: int) -> int:
+        own, to = W[start : start + step], out[start : start + step]
+        written: int = _ggml().ggml_quantize_chunk(
+            kind.ggml_id, own.ctypes.data, to.ctypes.data, 0, len(own), inputs, weights
+        )
+        return written
+
+    step = max(1, _CHUNK_WEIGHTS // inputs)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # ctypes lets go of the interpreter's lock.
+        written = sum(pool.map(encode_rows, range(0, count, step)))
     if written != out.nbytes:
         raise IntegrityError(
             f"ggml wrote {written} bytes of {kind.name}, not {out.nbytes}", _REPORT
@@ -57,7 +66,7 @@ def encode(W: Floats, kind: GgmlType, importance: Floats | None) -> Bytes:
 
 
 def encode_tensor(tensor: Any, kind: GgmlType, importance: Floats | None) -> Bytes:
-    """Encode a tensor of a GGUF in slabs of rows, on every core.
+    """Encode a tensor of a GGUF in slabs of rows.
 
     Args:
         importance: (experts, inputs), one row for a plain matrix; None as in ``encode``.
@@ -75,8 +84,7 @@ def encode_tensor(tensor: Any, kind: GgmlType, importance: Floats | None) -> Byt
 
     total = tensor.n_elements // row_length(tensor)
     rows_per_expert = total if importance is None else total // len(importance)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.concatenate(list(pool.map(encode_slab, _slabs(tensor, rows_per_expert))))
+    return np.concatenate([encode_slab(slab) for slab in _slabs(tensor, rows_per_expert)])
 
 
 def _slabs(tensor: Any, rows_per_expert: int) -> Iterator[tuple[int, int]]:

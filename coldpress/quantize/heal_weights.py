@@ -153,7 +153,7 @@ def _scalar(raw: Tensor, grid: Grid) -> _Layout:
     level = grid.level(block.code)
 
     def pack(scales: list[Tensor], values: Tensor) -> Tensor:
-        changed = replace(block, d=scales[0], code=grid.nearest(values.flatten(1)))
+        changed = replace(block, d=scales[0], code=grid.code(values.flatten(1)))
         return grid.pack(replace(changed, dmin=scales[1]) if grid.has_min else changed)
 
     return _Layout(
@@ -164,7 +164,7 @@ def _scalar(raw: Tensor, grid: Grid) -> _Layout:
         values=level.view(len(raw), -1, grid.sub_block),
         cell=1,
         gap=_power_of_two(1 if grid.levels is None else float(np.diff(grid.levels).mean())),
-        nearest=lambda latent: grid.level(grid.nearest(latent)),
+        nearest=lambda latent: grid.level(grid.code(latent)),
         pack=pack,
     )
 

@@ -41,48 +41,49 @@ def compensate(W: Floats, kind: GgmlType, factor: Factor) -> Bytes:
     Source: Frantar et al. 2022, arXiv:2210.17323, Algorithm 1, by blocks with ggml as the inner quantizer;
     the second pass: Nair and Suggala 2024, arXiv:2406.17542.
     """
-    refine, own = _refiner(kind), torch.from_numpy(np.array(W, np.float32))
-    raw, Q = feed_back(own, kind, factor.R, refine)
-    return settle(own, raw, Q, kind, factor, refine).numpy()
+    refine, weights = _refiner(kind), torch.from_numpy(np.array(W, np.float32))
+    raw, E = feed_back(weights, kind, factor, refine)
+    return settle(weights, raw, E, kind, factor, refine).numpy()
 
 
-def feed_back(W: Tensor, kind: GgmlType, R: Tensor, refine: Refine) -> tuple[Tensor, Tensor]:
+def feed_back(W: Tensor, kind: GgmlType, factor: Factor, refine: Refine) -> tuple[Tensor, Tensor]:
     """One pass over the blocks, left to right.
 
     Returns:
-        bytes (rows, blocks, bytes of a block) and decoded weights (rows, inputs).
+        bytes (rows, blocks, bytes of a block) and what they miss of the weights, (rows, inputs).
     """
-    Q, E, size = torch.empty_like(W), torch.empty_like(W), kind.block_size
+    R, E, size = factor.R, torch.empty_like(W), kind.block_size
     raw = torch.empty(len(W), W.shape[1] // size, kind.block_bytes, dtype=torch.uint8)
     for block in range(raw.shape[1]):
         own, done = slice(block * size, (block + 1) * size), slice(0, block * size)
         U = invert_upper(R[own, own])
         target = W[:, own] + E[:, done] @ R[done, own] @ U
-        importance = (
-            R[own, own].square().sum(1).numpy()
-        )  # diag of R Rᵀ: what later columns cannot mend.
+        importance = R[own, own].square().sum(1).numpy()  # What later columns cannot mend.
         begun = torch.from_numpy(encode(target.numpy(), kind, importance))
-        raw[:, block], Q[:, own] = refine(target, begun, U, again=False)
-        E[:, own] = W[:, own] - Q[:, own]
-    return raw, Q
+        raw[:, block], Q = refine(target, begun, U, again=False)
+        E[:, own] = W[:, own] - Q
+    return raw, E
 
 
 def settle(
-    W: Tensor, raw: Tensor, Q: Tensor, kind: GgmlType, factor: Factor, refine: Refine
+    W: Tensor, raw: Tensor, E: Tensor, kind: GgmlType, factor: Factor, refine: Refine
 ) -> Tensor:
     """Refine each block once more, given all others; no row's error rises. Returns (rows, bytes)."""
-    size, E, raw = kind.block_size, W - Q, raw.clone()
+    R, size, raw = factor.R, kind.block_size, raw.clone()
     if raw.shape[1] > 1:
+        P = E @ R  # The objective is the sum of P², a block's gradient P times its rows of R.
         for block in range(raw.shape[1]):
-            own = slice(block * size, (block + 1) * size)
-            S = factor.curvature(own)
+            own, rest = slice(block * size, (block + 1) * size), slice(block * size, None)
+            S, panel = factor.curvature(own), R[own, rest]
             pull = (
-                E @ factor.H[:, own] - E[:, own] @ factor.H[own, own]
+                P[:, rest] @ panel.T - E[:, own] @ S
             )  # What the other columns' errors ask of these.
             target = W[:, own] + torch.linalg.solve(S, pull, left=False)
             before = raw[:, block].contiguous()
-            raw[:, block], new = refine(target, before, inverse_factor(S), again=True)
-            E[:, own] = W[:, own] - new
+            raw[:, block], Q = refine(target, before, inverse_factor(S), again=True)
+            new = W[:, own] - Q
+            P[:, rest].addmm_(new - E[:, own], panel)
+            E[:, own] = new
     return raw.view(len(W), -1)
 
 

@@ -22,27 +22,26 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Factor:
-    """H + δI = R Rᵀ: H (inputs, inputs) as given, R upper triangular, float32; δ is ``added``.
+    """R of H + δI = R Rᵀ, upper triangular, (inputs, inputs) float32.
 
     ``damp`` is δ in units of the mean of diag(H): more than asked where H was singular beyond it, which is
     recorded with the tensor.
     """
 
-    H: Tensor
     R: Tensor
-    added: float
     damp: float
 
     def curvature(self, own: slice) -> Tensor:
         """H + δI of some columns alone."""
-        return self.H[own, own] + self.added * torch.eye(own.stop - own.start, device=self.H.device)
+        panel = self.R[own, own.start :]
+        return panel @ panel.T
 
 
 def factor(H: Tensor, damp: float = DAMP, order: Tensor | None = None) -> Factor:
     """Damp and factor second moments; a dead input only has the damping to hold it.
 
     Args:
-        H: E[x xᵀ], symmetric, (inputs, inputs); it may be memory-mapped, it is not copied.
+        H: E[x xᵀ], symmetric, (inputs, inputs); it may be memory-mapped and is read once.
         damp: share of the mean of diag(H) to add to it; ten times more while H is not positive.
         order: of R's rows and columns; as they are by default.
 
@@ -51,14 +50,14 @@ def factor(H: Tensor, damp: float = DAMP, order: Tensor | None = None) -> Factor
 
     Source: Frantar et al. 2022, arXiv:2210.17323, section 3.3, steps 2 and 3.
     """
-    if not torch.isfinite(H.sum(dtype=torch.float64)):
+    if not torch.isfinite(H.sum()):
         raise InputError("second moments are not finite", "calibrate again")
     mean = float(H.diagonal().double().mean())
     unit = mean if mean > 0 else 1.0  # Inputs that never fire: every column counts the same.
     turned = torch.arange(len(H)).flip(0) if order is None else order.flip(0)
     while damp <= _MOST_DAMP:
         if (R := _upper(H, turned, damp * unit)) is not None:
-            return Factor(H, R, damp * unit, damp)
+            return Factor(R, damp)
         damp *= 10
     raise InputError("second moments are not positive definite", "calibrate on more text")
 
@@ -75,11 +74,20 @@ def _upper(H: Tensor, turned: Tensor, added: float) -> Tensor | None:
     torch.linalg.cholesky_ex(A, out=(A, failed))
     if failed:
         return None
-    R = torch.empty(H.shape, dtype=torch.float32, device=H.device)
-    for start in range(0, len(H), _ROWS):
-        stop = min(start + _ROWS, len(H))
-        R[start:stop] = A[len(H) - stop : len(H) - start].flip(0, 1)
-    return R
+    lower = A.mT.float()  # Its transpose, row-major; the same memory if it is float32.
+    _reverse(lower.view(-1))
+    return lower.mT
+
+
+def _reverse(flat: Tensor) -> None:
+    """Turn a vector about in place."""
+    half, step = len(flat) // 2, 1 << 22
+    for start in range(0, half, step):
+        stop = min(start + step, half)
+        head, tail = flat[start:stop], flat[len(flat) - stop : len(flat) - start]
+        turned = head.flip(0)
+        head.copy_(tail.flip(0))
+        tail.copy_(turned)
 
 
 def invert_upper(R: Tensor) -> Tensor:

@@ -53,12 +53,18 @@ class Grid:
             return code
         return torch.tensor(self.levels, dtype=code.dtype, device=code.device)[code.long()]
 
-    def nearest(self, x: Tensor) -> Tensor:
-        """The code whose level is nearest to ``x``; halves go to the even code, NaN to the lowest."""
+    def code(self, x: Tensor) -> Tensor:
+        """The code whose level is nearest to ``x``; halves go to the even code."""
         if self.levels is None:
-            return x.round().clamp_(*self.codes).nan_to_num_(self.codes[0])
+            return x.round().clamp_(*self.codes)
         levels = torch.tensor(self.levels, dtype=x.dtype, device=x.device)
-        return torch.bucketize(x, (levels[1:] + levels[:-1]) / 2).to(x.dtype)
+        return torch.bucketize(x.contiguous(), (levels[1:] + levels[:-1]) / 2).to(x.dtype)
+
+    def snap(self, x: Tensor) -> Tensor:
+        """The level nearest to ``x``, which is used up."""
+        if self.levels is None:
+            return x.round_().clamp_(*self.codes)
+        return self.level(self.code(x))
 
     def spread(self, per_sub_block: Tensor) -> Tensor:
         """A value per sub-block → per weight, (rows, sub-blocks) → (rows, weights)."""

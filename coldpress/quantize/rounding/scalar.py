@@ -6,38 +6,80 @@ import torch
 from torch import Tensor
 
 from coldpress.quantize.rounding.grids import GRIDS, Block, Grid
-from coldpress.quantize.rounding.refit import refit_d, refit_sub_blocks
-from coldpress.quantize.rounding.walk import Walked, descend, walk
-
-_WALKS = 2  # With refitted scales, after the first with ggml's; more gain under 2 %.
-_SWEEPS = 4
+from coldpress.quantize.rounding.refit import normal, refit_d, refit_sub_blocks
+from coldpress.quantize.rounding.walk import descend, walk
 
 
 @dataclass(frozen=True)
 class _State:
-    """Blocks in column-major fields, see ``walk`` and ``refit``, and how well they do."""
+    """Blocks in column-major fields, see ``walk`` and ``refit``, and how well they do.
+
+    ``gradient`` is S (W − Q), (weights, rows); ``loss`` the objective, (rows,).
+    """
 
     d: Tensor
     dmin: Tensor
     scale: Tensor
     min: Tensor
-    walked: Walked
+    level: Tensor
+    gradient: Tensor
+    loss: Tensor
+
+    @property
+    def step(self) -> Tensor:
+        return self.d * self.scale
+
+    @property
+    def offset(self) -> Tensor:
+        return self.dmin * self.min
 
     def better(self, other: "_State") -> "_State":
         """Row by row the one with the lower objective."""
-        wins = other.walked.loss < self.walked.loss
+        wins = other.loss < self.loss
+        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
+        return _State(*(a if a is b else torch.where(wins, b, a) for a, b in pairs))
 
-        def pick(mine: Tensor, theirs: Tensor) -> Tensor:
-            return torch.where(wins, theirs, mine)
 
-        a, b = self.walked, other.walked
-        return _State(
-            pick(self.d, other.d),
-            pick(self.dmin, other.dmin),
-            pick(self.scale, other.scale),
-            pick(self.min, other.min),
-            Walked(pick(a.code, b.code), pick(a.Q, b.Q), pick(a.loss, b.loss)),
-        )
+@dataclass(frozen=True)
+class _Task:
+    """What all states share: the weights, their curvature and its factor, and the type's grid."""
+
+    W: Tensor
+    S: Tensor
+    U: Tensor
+    SW: Tensor
+    grid: Grid
+
+    def given(self, block: Block) -> _State:
+        fields = (block.d, block.dmin, block.scale, block.min, self.grid.level(block.code))
+        d, dmin, scale, mins, level = (field.T.contiguous() for field in fields)
+        return self.measured(_State(d, dmin, scale, mins, level, level, level[0]))
+
+    def walked(self, state: _State) -> _State:
+        level = walk(self.W, self.U, state.step, state.offset, self.grid)
+        return self.measured(replace(state, level=level))
+
+    def descended(self, state: _State) -> _State:
+        level = descend(self.S, state.step, self.grid, state.level, state.gradient)
+        return self.measured(replace(state, level=level))
+
+    def refitted(self, state: _State) -> _State:
+        """New scales for the state's levels: the sub-blocks', then ``d`` for those."""
+        its, grid = normal(self.SW, self.S, state.level, self.grid), self.grid
+        scale, mins = state.scale, state.min
+        if grid.scales[0] < grid.scales[1]:
+            scale, mins = refit_sub_blocks(its, state.d, state.dmin, grid)
+        d, dmin = refit_d(its, scale, mins, state.d, state.dmin, grid)
+        return replace(state, d=d, dmin=dmin, scale=scale, min=mins)
+
+    def measured(self, state: _State) -> _State:
+        """The state with its gradient and objective computed anew."""
+        size = self.grid.sub_block
+        E = self.W - state.step.repeat_interleave(size, 0).mul_(state.level)
+        if self.grid.has_min:
+            E += state.offset.repeat_interleave(size, 0)
+        gradient = self.S @ E
+        return replace(state, gradient=gradient, loss=E.mul_(gradient).sum(0))
 
 
 def refine(
@@ -54,57 +96,15 @@ def refine(
     Returns:
         (bytes, decoded weights), both by row.
     """
-    grid, block = GRIDS[name], GRIDS[name].unpack(blocks)
-    S = torch.linalg.inv(U.T @ U)
-    target = W.T.contiguous()
-    best = _given(target, S, block, grid)
+    grid, S, target = GRIDS[name], torch.linalg.inv(U.T @ U), W.T.contiguous()
+    task = _Task(target, S, U, S @ target, grid)
+    best = task.given(grid.unpack(blocks))
     if walks:
-        state = _walk(target, U, best, grid)
-        best = best.better(state)
-        for turn in range(_WALKS):
-            state = _walk(target, U, _refit(target, S, state, grid, turn), grid)
-            best = best.better(state)
-    for turn in range(_SWEEPS):
-        best = best.better(_descend(target, S, best, grid))
-        best = best.better(_measure(target, S, _refit(target, S, best, grid, turn), grid))
-    final = Block(best.d.T, best.dmin.T, best.scale.T, best.min.T, best.walked.code.T)
-    return grid.pack(final), best.walked.Q.T
-
-
-def _given(W: Tensor, S: Tensor, block: Block, grid: Grid) -> _State:
-    d, dmin = block.d.T.contiguous(), block.dmin.T.contiguous()
-    scale, mins = block.scale.T.contiguous(), block.min.T.contiguous()
-    code = block.code.T.contiguous()
-    return _measure(W, S, _State(d, dmin, scale, mins, Walked(code, code, code[0])), grid)
-
-
-def _walk(W: Tensor, U: Tensor, state: _State, grid: Grid) -> _State:
-    walked = walk(W, U, state.d * state.scale, state.dmin * state.min, grid)
-    return replace(state, walked=walked)
-
-
-def _descend(W: Tensor, S: Tensor, state: _State, grid: Grid) -> _State:
-    walked = descend(W, S, state.d * state.scale, state.dmin * state.min, grid, state.walked)
-    return replace(state, walked=walked)
-
-
-def _refit(W: Tensor, S: Tensor, state: _State, grid: Grid, turn: int) -> _State:
-    """New scales for the state's codes: sub-blocks every other turn, ``d`` always."""
-    level = grid.level(state.walked.code)
-    scale, mins = state.scale, state.min
-    if grid.scales[0] < grid.scales[1] and turn % 2 == 0:
-        scale, mins = refit_sub_blocks(W, S, level, state.d, state.dmin, grid)
-    A = scale.repeat_interleave(grid.sub_block, 0) * level
-    B = mins.repeat_interleave(grid.sub_block, 0) if grid.has_min else None
-    d, dmin = refit_d(W, S, A, B, state.d, state.dmin)
-    return _State(d, dmin, scale, mins, state.walked)
-
-
-def _measure(W: Tensor, S: Tensor, state: _State, grid: Grid) -> _State:
-    """The state with its weights decoded and its objective computed anew."""
-    size, code = grid.sub_block, state.walked.code
-    Q = (state.d * state.scale).repeat_interleave(size, 0) * grid.level(code)
-    if grid.has_min:
-        Q = Q - (state.dmin * state.min).repeat_interleave(size, 0)
-    E = W - Q
-    return replace(state, walked=Walked(code, Q, (E * (S @ E)).sum(0)))
+        state = task.walked(best)
+        best = best.better(state).better(task.walked(task.refitted(state)))
+    # Another walk and another sweep, at twice the time, lower the error by 2 %.
+    best = best.better(task.descended(best))
+    best = best.better(task.measured(task.refitted(best)))
+    fields = (best.d, best.dmin, best.scale, best.min, grid.code(best.level))
+    final = Block(*(field.T for field in fields))
+    return grid.pack(final), grid.decode(final)
