@@ -174,7 +174,7 @@ def write(models: dict[str, Any]) -> None:
         "headline": headline(everything) | _rounding_cost(),
         "definitions": DEFINITIONS,
         "headline_by_model": {name: headline(model["budgets"]) for name, model in models.items()},
-        "conditions": _conditions(),
+        "conditions": conditions("python -m benchmarks.equal_bytes"),
         "models": models,
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
@@ -185,19 +185,24 @@ def write(models: dict[str, Any]) -> None:
 
 
 def _rounding_cost() -> dict[str, Any]:
-    """The two headline figures that ``reports/rounding_cost.json`` has, None before it is written."""
-    names = ("seconds_vs_gptqmodel", "peak_rss_over_bf16_bytes")
+    """The headline figures that ``reports/rounding_cost.json`` has, None before it is written."""
+    names = (
+        "seconds_vs_gptqmodel",
+        "seconds_of_q4_k_vs_gptqmodel",
+        "peak_rss_over_bf16_bytes",
+    )
     known = json.loads(ROUNDING_COST.read_text())["headline"] if ROUNDING_COST.is_file() else {}
     return {name: known.get(name) for name in names}
 
 
-def _conditions() -> dict[str, Any]:
+def conditions(command: str) -> dict[str, Any]:
+    """What a reader needs to repeat it."""
     git = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=True, cwd=ROOT)
     return {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "commit": commit.stdout.strip(),
-        "command": "python -m benchmarks.equal_bytes",
+        "command": command,
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "llama_cpp": f"as vendored by llama-cpp-python {libllama.version()}",
