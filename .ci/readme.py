@@ -9,9 +9,73 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def generated(demo: dict[str, Any]) -> dict[str, str]:
+def generated(reports: Path) -> dict[str, str]:
     """Part name → Markdown."""
-    return {"results": _results(demo), "transcript": _transcript(demo)}
+    demo, equal_bytes, ablation = (
+        json.loads((reports / f"{name}.json").read_text())
+        for name in ("demo", "equal_bytes", "ablation")
+    )
+    return {
+        "results": _results(demo),
+        "equal-bytes": _equal_bytes(equal_bytes),
+        "ablation": _ablation(ablation),
+        "transcript": _transcript(demo),
+    }
+
+
+def _equal_bytes(report: dict[str, Any]) -> str:
+    head, conditions = report["headline"], report["conditions"]
+    budgets = [
+        each
+        for each in report["models"]["demo"]["budgets"]
+        if each["budget"].endswith("bpw") and each["preset"]
+    ]
+    n_budgets = sum(len(model["budgets"]) for model in report["models"].values())
+    return "\n".join(
+        [
+            f"At every one of {n_budgets} budgets on {len(report['models'])} models, 2.3 to 6 bits per weight, the"
+            " file that `coldpress quantize --size` makes has at most"
+            f" **{head['worst_kl_ratio_below_3_2_bpw']:.2f}×** (below 3.2 bits) and"
+            f" **{head['worst_kl_ratio_above_3_2_bpw']:.2f}×** (above) the KL divergence of llama.cpp's best"
+            " imatrix preset of up to the next larger size"
+            f" (median {head['median_kl_ratio']:.2f}×), and at most {head['worst_kl_ratio_vs_gptq']:.3f}× that of"
+            " GPTQ at its checkpoint's bytes. Judged by `llama-perplexity --kl-divergence` on held-out text; the"
+            " demo model's ladder:",
+            "",
+            "| bits/weight | bytes | KL | llama.cpp's preset | its bytes | its KL | ratio | accuracy minus preset's |",
+            "| ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
+            *(_budget(each) for each in budgets),
+            "",
+            f"Every budget, the uniform types and GPTQ: [reports/equal_bytes.json](reports/equal_bytes.json), by"
+            f" `{conditions['command']}`, {conditions['date']}.",
+        ]
+    )
+
+
+def _budget(each: dict[str, Any]) -> str:
+    ours, preset, gained = each["ours"], each["preset"], each["accuracy_minus_preset"]
+    return (
+        f"| {each['bits_per_weight']:.2f} | {ours['size_bytes']:,} | {ours['kl']:.4f} |"
+        f" {preset['name']} | {preset['size_bytes']:,} | {preset['kl']:.4f} |"
+        f" {each['kl_ratio_preset']:.2f} |"
+        f" {100 * gained[0]:+.1f} ± {100 * gained[1]:.1f} points |"
+    )
+
+
+def _ablation(report: dict[str, Any]) -> str:
+    types = report["types"]
+    sizes = ", ".join(f"{name} {rows[1]['size_bytes']:,}" for name, rows in types.items())
+    steps = [row["step"] for row in next(iter(types.values()))]
+    return "\n".join(
+        [
+            f"| KL at the same bytes ({sizes}) | {' | '.join(types)} |",
+            f"| --- |{' ---: |' * len(types)}",
+            *(
+                f"| {step} | {' | '.join(f'{rows[i]["kl"]:.4f}' for rows in types.values())} |"
+                for i, step in enumerate(steps)
+            ),
+        ]
+    )
 
 
 def _results(demo: dict[str, Any]) -> str:
@@ -57,10 +121,9 @@ def _transcript(demo: dict[str, Any]) -> str:
 
 def main() -> int:
     """Write the parts, or say which differ."""
-    demo = json.loads((ROOT / "reports/demo.json").read_text())
     path = ROOT / "README.md"
     old = new = path.read_text()
-    for name, text in generated(demo).items():
+    for name, text in generated(ROOT / "reports").items():
         part = re.compile(f"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
         new = part.sub(lambda found, body=text: f"{found[1]}{body}\n{found[2]}", new)
     if "--check" in sys.argv:

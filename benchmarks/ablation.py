@@ -32,8 +32,7 @@ from coldpress.quantize.write import write
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "reports/ablation.json"
-KINDS = ("Q2_K", "Q3_K", "Q4_K")
-HEALED = " + heal"
+KINDS = ("Q2_K", "Q4_K")
 Round = Callable[[Floats, GgmlType, Factor], Bytes]
 
 
@@ -108,14 +107,13 @@ def steps(bench: Bench, kind: GgmlType, calibration: Path) -> list[dict[str, Any
     return found
 
 
-def searched(bench: Bench, size: int, kind: GgmlType, calibration: Path) -> list[dict[str, Any]]:
-    """The same bytes with searched types, and both healed."""
+def searched(bench: Bench, size: int, calibration: Path) -> list[dict[str, Any]]:
+    """The same bytes with searched types, and those healed."""
     found, model = [], bench.subject.model
     folder = bench.folder / "ours"
     for step, name, options in (
         ("+ allocation", f"{size}", QuantizeOptions(size=str(size))),
         ("+ allocation + heal", f"{size}-healed", QuantizeOptions(size=str(size), heal=True)),
-        ("one type + heal", f"{kind.name}-healed", QuantizeOptions(type=kind.name, heal=True)),
     ):
         out = folder / name
         if not (out / "model.gguf").is_file():
@@ -138,7 +136,7 @@ def main() -> None:
     for name in KINDS:
         kind = TYPES[name]
         found = steps(bench, kind, calibration)
-        found += searched(bench, found[1]["size_bytes"], kind, calibration)
+        found += searched(bench, found[1]["size_bytes"], calibration)
         types[name] = found
     report = {"conditions": equal_bytes.conditions("python -m benchmarks.ablation"), "types": types}
     REPORT.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,7 +9,9 @@ from benchmarks.subjects import Subject
 from coldpress import artifact
 from coldpress.evaluate import EvaluateOptions, evaluate, plan, result
 
-_OPTIONS = EvaluateOptions(scoring=("continuation",), n_chunks=16, threads=1, speed=False)
+_OPTIONS = EvaluateOptions(
+    profile="fast", scoring=("continuation",), n_chunks=16, threads=2, speed=False
+)
 
 BF16 = "bf16"
 Answers = Mapping[tuple[str, str, int], bool]

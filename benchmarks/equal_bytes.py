@@ -43,6 +43,7 @@ DEFINITIONS = {
     "gptq": "the GPTQ checkpoint whose safetensors file has the budget's bytes, group 128, act-order,"
     " dequantized to an F32 GGUF for the judge",
     "kl_ratio": "our KL over the peer's, by llama-perplexity --kl-divergence on held-out text",
+    "below_every_type": "budgets that no mix of ggml's types reaches with this model's row lengths",
     "headline": "over budgets at which our file has 2.3 to 6 bits per weight, all models",
     "accuracy_minus": "held-out questions by continuation, ours minus the other's, with half the 95 %"
     " interval of the paired difference",
@@ -106,7 +107,9 @@ def measure(name: str) -> dict[str, Any]:
     rivals.imatrix(subject, bf16, folder)
     theirs = [bench.row(file) for file in rivals.files(bf16, folder)]
     theirs += [bench.row(file, size) for file, size in gptq_rival.files(subject, folder)]
-    wanted = budgets(bench, theirs)
+    asked = budgets(bench, theirs)
+    least = min(row.size_bytes for row in theirs if row.family == "pure imatrix")
+    wanted = [each for each in asked if each[1] >= least]
     made = ours.files(subject, bf16, folder / "ours", [size for _, size in wanted])
     mine = {size: bench.row(file) for size, file in made.items()}
     compared = [versus(budget, size, mine[size], theirs) for budget, size in wanted]
@@ -118,9 +121,13 @@ def measure(name: str) -> dict[str, Any]:
         "calibration_sha256": artifact.sha256_file(subject.calibration),
         "heldout_sha256": artifact.sha256_file(subject.heldout),
         "context": subject.context,
+        "healed": subject.heal,
         "noise_floor": [asdict(row) for row in floor],
         "files": [asdict(row) for row in sorted([*theirs, *mine.values()], key=_by_size)],
         "budgets": compared,
+        "below_every_type": [
+            {"budget": name, "bytes": size} for name, size in asked if size < least
+        ],
     }
 
 

@@ -14,7 +14,6 @@ from coldpress.quantize import plan as plan_quantize
 
 # Every token of the texts, as llama-imatrix takes it.
 _MAX_TOKENS = 1 << 20
-_HEAL = False
 
 
 def budget_bytes(bf16: Path, bits_per_weight: float) -> int:
@@ -38,7 +37,8 @@ def files(subject: Subject, bf16: Path, folder: Path, budgets: Sequence[int]) ->
     """Bytes of a budget → our file of at most so many; what is there and current is reused."""
     known, made = calibration(subject, folder), {}
     for size in sorted(set(budgets)):
-        out, options = folder / str(size), QuantizeOptions(size=str(size), heal=_HEAL)
+        out = folder / (f"{size}-healed" if subject.heal else f"{size}")
+        options = QuantizeOptions(size=str(size), heal=subject.heal)
         model = subject.model
         inputs, resolved = plan_quantize(bf16, out, options, calibration=known, model=model)
         if not artifact.is_current(out, "quantize", inputs, resolved):

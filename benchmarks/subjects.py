@@ -14,7 +14,10 @@ NAMES = ("demo", "second", "babyllama361")
 
 @dataclass(frozen=True)
 class Subject:
-    """A Hugging Face folder and two texts that share nothing; ``context`` is what it was trained on."""
+    """A Hugging Face folder and two texts that share nothing; ``context`` is what it was trained on.
+
+    ``heal``: whether our files are healed: minutes a file, and not needed where there is room to choose types.
+    """
 
     name: str
     model: Path
@@ -22,6 +25,7 @@ class Subject:
     heldout: Path
     context: int
     questions: Path | None = None
+    heal: bool = False
 
 
 def subject(name: str, scratch: Path) -> Subject:
@@ -59,4 +63,5 @@ def _babyllama(scratch: Path) -> Subject:
         (texts / f"{name}.txt").write_text("\n\n".join(part) + "\n", encoding="utf-8")
     model = second_model.SHARED / "models/babyllama361"
     window = json.loads((model / "config.json").read_text())["max_position_embeddings"]
-    return Subject("babyllama361", model, texts / "calibration.txt", texts / "heldout.txt", window)
+    calibration, heldout = texts / "calibration.txt", texts / "heldout.txt"
+    return Subject("babyllama361", model, calibration, heldout, window, heal=True)
