@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -180,14 +180,31 @@ def evaluate(
     questions: Annotated[Path | None, typer.Option(help="folder of MMLU-layout CSV files")] = None,
     text: Text = None,
     base: Annotated[Path | None, typer.Option(help="evaluation of the bf16 file")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="lm-eval task, group or tag")] = None,
+    task_folder: Annotated[Path | None, typer.Option(help="lm-eval task files of your own")] = None,
+    task_limit: Annotated[int | None, typer.Option(help="documents of each task")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="ask tasks by the chat template")] = False,
+    profile: Annotated[str, typer.Option(help="exact, as transformers; or fast")] = "exact",
+    num_fewshot: Annotated[int, typer.Option(help="examples before each MMLU question")] = 5,
+    per_subject: Annotated[int | None, typer.Option(help="questions drawn per subject")] = None,
+    n_ctx: Annotated[int | None, typer.Option(help="tokens of the longest prompt")] = None,
     json_: Json = False,
 ) -> None:
-    """Measure a GGUF: questions, perplexity, KL against bf16, speed."""
+    """Measure a GGUF: questions, lm-eval tasks, perplexity, KL against bf16, speed."""
     from coldpress import demo
     from coldpress import evaluate as stage
 
+    options = stage.EvaluateOptions(
+        profile=cast("Any", profile),
+        num_fewshot=num_fewshot,
+        per_subject=per_subject,
+        n_ctx=n_ctx,
+        tasks=tuple(task or ()),
+        task_limit=task_limit,
+        chat=chat,
+    )
     given = {"questions": questions, "text": text or demo.HELDOUT_TEXT, "base": base}
-    _print(stage.evaluate(gguf, out, stage.EvaluateOptions(), **given), json_)
+    _print(stage.evaluate(gguf, out, options, definitions=task_folder, **given), json_)
 
 
 @app.command()

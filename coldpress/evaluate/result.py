@@ -21,6 +21,14 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class TaskResult:
+    """An lm-eval task's or group's metrics by lm-eval's names (``acc,none``), over ``n`` documents."""
+
+    metrics: dict[str, float]
+    n: int | None
+
+
+@dataclass(frozen=True)
 class Perplexity:
     """llama.cpp's perplexity; ``stderr`` of the value, ``bits_per_byte`` free of the tokenizer."""
 
@@ -68,6 +76,7 @@ class Conditions:
     cpu_backend: str
     questions_digest: str | None
     text_digest: str | None
+    vocabulary_digest: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,7 @@ class Evaluation:
     bits_per_weight: float
     profile: str
     questions: dict[str, Accuracy]
+    tasks: dict[str, TaskResult]
     perplexity: Perplexity | None
     kl: Kl | None
     speed: Speed | None

@@ -91,6 +91,11 @@ def load(evaluations: Sequence[Path]) -> list[Evaluation]:
             "questions": (first.conditions.questions_digest, other.conditions.questions_digest),
             "text": (first.conditions.text_digest, other.conditions.text_digest),
             "profile": (first.profile, other.profile),
+            "tasks": (set(first.tasks), set(other.tasks)),
+            "tokenizer": (
+                first.conditions.vocabulary_digest,
+                other.conditions.vocabulary_digest,
+            ),
         }
         differing = [what for what, (a, b) in pairs.items() if a != b]
         if differing:
