@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 from coldpress import artifact, libllama
@@ -74,6 +75,10 @@ def measure(
 
 
 def _speed(file: Path, threads: int, options: EvaluateOptions) -> result.Speed:
+    grid = product(
+        options.speed_threads or (threads,), options.speed_contexts or (_SPEED_PROMPT_TOKENS,)
+    )
+    asked = bool(options.speed_threads or options.speed_contexts)
     return speed.measure(
         file,
         threads=threads,
@@ -81,6 +86,7 @@ def _speed(file: Path, threads: int, options: EvaluateOptions) -> result.Speed:
         n_prompt=_SPEED_PROMPT_TOKENS,
         n_generate=_SPEED_GENERATED_TOKENS,
         repeats=options.speed_repeats,
+        grid=tuple(grid) if asked else (),
     )
 
 
