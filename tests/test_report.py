@@ -181,6 +181,9 @@ def test_money_and_p_in_words() -> None:
     assert [words.p(x) for x in (None, 1, 0.0502, 0.049, 0.0004)] == [
         "–", "1.00", "0.050", "0.049", "< 0.001",
     ]  # fmt: skip
+    assert [words.points(x) for x in (-0.0123, -0.0004, 0.0, 0.0123)] == [
+        "−1.2", "0.0", "0.0", "+1.2",
+    ]  # fmt: skip
     assert words.seconds(0.0204, "s") == "0.020\u00a0s" and words.seconds(12.34) == "12.3"
 
 

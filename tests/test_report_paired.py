@@ -60,10 +60,10 @@ def test_the_bootstrap_is_the_normal_interval_on_many_questions(lost: int, gaine
 
 def test_the_bootstrap_is_the_slow_one() -> None:
     """Questions drawn one by one, with replacement; the same interval within its own noise."""
-    each = np.array([-1] * 9 + [1] * 3 + [0] * 28)
+    each = np.array([-1] * 36 + [1] * 12 + [0] * 352)
     drawn = np.random.default_rng(1).choice(each, size=(20_000, len(each))).mean(axis=1)
     expected = np.percentile(drawn, (2.5, 97.5))
-    assert bootstrap(40, 9, 3) == pytest.approx(expected, abs=0.02)
+    assert bootstrap(400, 36, 12) == pytest.approx(expected, abs=0.003)
 
 
 @given(_answers)
@@ -145,10 +145,8 @@ def test_the_categories_are_lm_evals() -> None:
     tags = {}
     for path in folder.glob("mmlu_*.yaml"):
         task = yaml.safe_load(path.read_text())
-        tags[path.stem.removeprefix("mmlu_")] = task["tag"].removeprefix("mmlu_")
-        tags[path.stem.removeprefix("mmlu_")] = tags[path.stem.removeprefix("mmlu_")].removesuffix(
-            "_tasks"
-        )
+        tag = task["tag"].removeprefix("mmlu_").removesuffix("_tasks")
+        tags[path.stem.removeprefix("mmlu_")] = tag
     ours = {
         subject: name.lower().replace(" ", "_")
         for name, subjects in categories.CATEGORIES.items()

@@ -34,7 +34,10 @@ def percent(share: float | None) -> str:
 
 def points(share: float | None) -> str:
     """A difference of shares in points, with a sign: −0.4."""
-    return NOTHING if share is None else f"{100 * share:+.1f}".replace("-", "−")
+    if share is None:
+        return NOTHING
+    rounded = round(100 * share, 1)
+    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
 
 
 def number(value: float | None, unit: str = "") -> str:
