@@ -87,6 +87,11 @@ def test_the_reason_says_which_rule_chose(evaluations: list[Path], tmp_path: Pat
     by_points = report(worse, tmp_path / "points", ReportOptions(max_loss_points=15))
     assert by_points.recommended == "Q3_K"
     assert "the smallest that loses at most 15 points" in Path(by_points.markdown).read_text()
+    for said in (by_p.markdown, by_p.html):
+        assert (
+            "Indistinguishable from bf16: Q4_K_M imatrix, Q5_K, Q5_K imatrix, Q6_K, Q6_K imatrix, Q8_0."
+            in Path(said).read_text()
+        )
     none = report(worse, tmp_path / "none", ReportOptions())
     assert none.recommended is None
     assert "No file is indistinguishable from bf16" in Path(none.html).read_text()

@@ -20,7 +20,8 @@ _NOTES = {
     "cost_note": (
         "An estimate, not a measurement: it takes the platform's vCPU to generate as fast as a thread of"
         " the machine measured here, a vCPU per thread, one request at a time. The instance is the"
-        " smallest with so many vCPUs that holds the measured peak memory. Prompts, cold starts and the"
+        " smallest with so many vCPUs that holds the measured peak memory; of several measured thread"
+        " counts the cheapest counts. Prompts, cold starts and the"
         " free tier are not in it. Arm was not measured: its column is the same speed at its price."
     ),
     "start_note": (
