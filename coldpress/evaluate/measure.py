@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,10 @@ def measure(
 
 
 def _speed(file: Path, threads: int, options: EvaluateOptions) -> result.Speed:
+    grid = product(
+        options.speed_threads or (threads,), options.speed_contexts or (_SPEED_PROMPT_TOKENS,)
+    )
+    asked = bool(options.speed_threads or options.speed_contexts)
     return speed.measure(
         file,
         threads=threads,
@@ -96,6 +101,7 @@ def _speed(file: Path, threads: int, options: EvaluateOptions) -> result.Speed:
         n_prompt=_SPEED_PROMPT_TOKENS,
         n_generate=_SPEED_GENERATED_TOKENS,
         repeats=options.speed_repeats,
+        grid=tuple(grid) if asked else (),
     )
 
 

@@ -41,6 +41,9 @@ class EvaluateOptions:
         threads: CPU threads; all cores by default.
         speed: whether to measure speed, load time and peak memory.
         speed_repeats: times each rate is taken; the median counts.
+        speed_threads: thread counts of a grid of rates; ``threads`` if only contexts are given.
+        speed_contexts: its context lengths in tokens; the usual prompt's if only threads are given.
+            No grid by default.
     """
 
     profile: Profile = "exact"
@@ -60,6 +63,8 @@ class EvaluateOptions:
     threads: int | None = None
     speed: bool = True
     speed_repeats: int = 3
+    speed_threads: tuple[int, ...] = ()
+    speed_contexts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name("profile", self.profile, get_args(Profile))
@@ -80,6 +85,9 @@ class EvaluateOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name} is {value}", f"{least} or more")
+        for name in ("speed_threads", "speed_contexts"):
+            if any(value < 1 for value in getattr(self, name)):
+                raise UsageError(f"{name} has {min(getattr(self, name))}", "1 or more")
 
 
 @dataclass(frozen=True)
@@ -113,8 +121,10 @@ def plan(
     if base is not None:
         # The distributions alone: the base's speed differs from run to run and matters to none.
         inputs["base"] = base / KL_BASE if base.is_dir() else base
-    resolved: dict[str, object] = {**asdict(options), "scoring": list(options.scoring)}
-    resolved["tasks"] = list(options.tasks)
+    resolved: dict[str, object] = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(options).items()
+    }
     return inputs, resolved | {"runtime": f"llama-cpp-python {libllama.version()}"}
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from coldpress import __version__, artifact
+from coldpress.cost import PRICES
 from coldpress.errors import UsageError
 
 
@@ -15,11 +16,14 @@ class ReportOptions:
 
     Args:
         title: the page's title.
-        max_loss_points: points of accuracy that the recommended file may lose to the base.
+        max_loss_points: points of accuracy that the recommended file may lose to the base, if
+            every file can be told from it.
+        seed: draws the bootstrap's samples.
     """
 
     title: str = "What compression costs"
     max_loss_points: float = 1.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.max_loss_points < 0:
@@ -45,7 +49,8 @@ def plan(
     if not evaluations:
         raise UsageError("no evaluations are given", "name the folders that evaluate wrote")
     inputs = {f"evaluation {i:02d}": folder for i, folder in enumerate(evaluations)}
-    return inputs, {**asdict(options), "coldpress": __version__}
+    prices = artifact.sha256_file(PRICES)
+    return inputs, {**asdict(options), "coldpress": __version__, "prices": prices}
 
 
 def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Reported:
@@ -59,14 +64,14 @@ def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Re
         InputError: a folder holds no evaluation.
     """
     from coldpress.report import figures, page
-    from coldpress.report.compare import load, rows
+    from coldpress.report.compare import side_by_side
 
     inputs, resolved = plan(evaluations, out, options)
-    read = load(evaluations)
-    table = rows(evaluations, options.max_loss_points)
+    compared = side_by_side(evaluations, options.max_loss_points, options.seed)
+    table = compared.rows
     drawn = {"accuracy.svg": figures.accuracy(table), "kl.svg": figures.divergence(table)}
     drawings = {name: svg for name, svg in drawn.items() if svg is not None}
-    facts = page.facts(read, table, options)
+    facts = page.facts(compared, options)
     texts = {
         "report.html": page.html(facts, drawings),
         "report.md": page.markdown(facts, list(drawings)),
