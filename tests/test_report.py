@@ -225,7 +225,12 @@ def test_labels_do_not_overlap(evaluations: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [("questions_digest", "questions"), ("text_digest", "text")]
+    ("change", "named"),
+    [
+        ("questions_digest", "questions"),
+        ("text_digest", "text"),
+        ("vocabulary_digest", "tokenizer"),
+    ],
 )
 def test_what_cannot_be_compared_is_refused(
     evaluations: list[Path], tmp_path: Path, change: str, named: str
