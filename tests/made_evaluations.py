@@ -41,6 +41,7 @@ def write(
     *,
     subjects: tuple[str, ...] = SUBJECTS,
     speed: result.Speed | None = None,
+    tasks: dict[str, result.TaskResult] | None = None,
     **changes: Any,
 ) -> Path:
     """Write one made-up evaluation; ``changes`` replace fields of its conditions."""
@@ -89,7 +90,7 @@ def write(
             "continuation": result.Accuracy(accuracy, 0.008, N_QUESTIONS, by_subject),
             "letter": result.Accuracy(0.25 + 0.1 * share, 0.016, N_QUESTIONS, by_subject),
         },
-        tasks={},
+        tasks=tasks or {},
         perplexity=result.Perplexity(18.2 * (1 + (kl or 0)), 0.2, 8670, 1.24),
         kl=None if kl is None else result.Kl(kl, kl / 2, kl * 9, kl * 40, 1 - kl**0.5 / 2, 8670),
         speed=_speed(size_mb) if speed is None else speed,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from coldpress import artifact, tools
 from coldpress.cost import prices
 from coldpress.errors import InputError, UsageError
-from coldpress.evaluate.result import Speed, SpeedPoint
+from coldpress.evaluate.result import Speed, SpeedPoint, TaskResult
 from coldpress.report import ReportOptions, Row, plan, report, rows, words
 from coldpress.report.compare import pareto, recommend
 from tests import made_evaluations
@@ -258,3 +258,18 @@ def test_one_name_twice_is_told_apart(evaluations: list[Path], tmp_path: Path) -
     names = [row.name for row in rows([*evaluations, twin])]
     assert len(set(names)) == len(names)
     assert "Q8_0 (twin)" in names
+
+
+def test_lm_eval_tasks_are_shown(evaluations: list[Path], tmp_path: Path) -> None:
+    found = {"acc,none": 0.625, "acc_stderr,none": 0.03125}
+    tasks = {"hellaswag": TaskResult(found, 240)}
+    folders = [
+        made_evaluations.write(tmp_path / str(i), made_evaluations.DEMO[i], tasks=tasks)
+        for i in (0, -1)
+    ]
+    report(folders, tmp_path / "report", ReportOptions())
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    assert "| hellaswag | acc | 240 | 0.625 ± 0.03125 | 0.625 ± 0.03125 |" in markdown
+    assert "hellaswag" in (tmp_path / "report" / "report.html").read_text()
+    with pytest.raises(UsageError, match="differ in tasks"):
+        report([folders[0], evaluations[3]], tmp_path / "other", ReportOptions())

@@ -13,7 +13,7 @@ from coldpress.cost import REQUEST_TOKENS, Prices, prices
 from coldpress.evaluate.result import Evaluation
 from coldpress.report import sections, words
 from coldpress.report.compare import Compared, Row, base_of
-from coldpress.report.sections import Categories, Costs, Pair, Point, Start
+from coldpress.report.sections import Categories, Costs, Pair, Point, Start, TaskLine
 from coldpress.report.stage import ReportOptions
 
 _NOTES = {
@@ -48,6 +48,7 @@ class Facts:
     subjects: dict[str, tuple[float, ...]]
     pairs: tuple[Pair, ...]
     categories: tuple[Categories, ...]
+    tasks: tuple[TaskLine, ...]
     costs: tuple[Costs, ...]
     prices: Prices
     request_tokens: int
@@ -70,6 +71,7 @@ def facts(compared: Compared, options: ReportOptions) -> Facts:
         subjects=subjects,
         pairs=sections.pairs(names, compared.answers, options.seed),
         categories=sections.categories(names, compared.answers),
+        tasks=sections.tasks(read),
         costs=sections.costs(names, read),
         prices=prices(),
         request_tokens=REQUEST_TOKENS,
@@ -121,7 +123,7 @@ def _environment(*, escape: bool) -> Environment:
     )
     filters = (
         words.size, words.percent, words.points, words.number, words.kl, words.method,
-        words.seconds, words.p, words.usd, words.platform, words.instance, words.interval,
+        words.seconds, words.p, words.usd, words.platform, words.instance, words.interval, words.figure,
     )  # fmt: skip
     for filter_ in filters:
         environment.filters[filter_.__name__] = filter_

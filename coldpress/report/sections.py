@@ -32,6 +32,17 @@ class Categories:
 
 
 @dataclass(frozen=True)
+class TaskLine:
+    """One metric of an lm-eval task or group, as lm-eval names it, and each file's value and error."""
+
+    task: str
+    metric: str
+    n: int | None
+    values: tuple[float | None, ...]
+    stderrs: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class Costs:
     """What a file costs on each platform; None where no instance is large enough."""
 
@@ -79,6 +90,33 @@ def categories(names: Sequence[str], answers: Sequence[Answers]) -> tuple[Catego
         for scoring in ("letter", "continuation")
         for name, of in zip(names, answers, strict=True)
         if (found := shares(of, scoring))
+    )
+
+
+def tasks(read: Sequence[Evaluation]) -> tuple[TaskLine, ...]:
+    """Every metric of every lm-eval task that was asked."""
+    known = {
+        (task, metric): found.n
+        for each in read
+        for task, found in each.tasks.items()
+        for metric in found.metrics
+        if "_stderr," not in metric
+    }
+    return tuple(
+        TaskLine(
+            task=task,
+            metric=metric.removesuffix(",none"),
+            n=n,
+            values=_values(read, task, metric),
+            stderrs=_values(read, task, metric.replace(",", "_stderr,", 1)),
+        )
+        for (task, metric), n in sorted(known.items())
+    )
+
+
+def _values(read: Sequence[Evaluation], task: str, metric: str) -> tuple[float | None, ...]:
+    return tuple(
+        each.tasks[task].metrics.get(metric) if task in each.tasks else None for each in read
     )
 
 

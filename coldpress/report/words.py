@@ -52,6 +52,11 @@ def kl(nats: float | None) -> str:
     return f"{nats:.4f}" if nats >= 0.0005 or nats == 0 else f"{nats:.1e}".replace("-", "−")
 
 
+def figure(value: float | None) -> str:
+    """A metric of whatever unit, to four digits."""
+    return NOTHING if value is None else f"{value:.4g}".replace("-", "−")
+
+
 def p(value: float | None) -> str:
     """A test's p, two decimals, or how small it is."""
     if value is None:
