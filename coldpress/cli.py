@@ -29,7 +29,7 @@ Store = Annotated[
     typer.Option("--store", envvar="COLDPRESS_RUNS", help="run store; default: .store beside OUT"),
 ]
 Runs = Annotated[Path, typer.Option("--store", envvar="COLDPRESS_RUNS", help="run store")]
-runs_default = Path("runs/.store")
+_DEFAULT_STORE = Path("runs/.store")
 Text = Annotated[Path | None, typer.Option(help="plain text file; default: the embedded text")]
 
 
@@ -319,7 +319,7 @@ def ask(
 
 
 @runs_app.command("ls")
-def runs_ls(store: Runs = runs_default, json_: Json = False) -> None:
+def runs_ls(store: Runs = _DEFAULT_STORE, json_: Json = False) -> None:
     """List what was run, the oldest first."""
     from coldpress.runs import show
 
@@ -330,7 +330,7 @@ def runs_ls(store: Runs = runs_default, json_: Json = False) -> None:
 @runs_app.command("show")
 def runs_show(
     id_: Annotated[str, typer.Argument(metavar="ID", help="start of an id or a run id")],
-    store: Runs = runs_default,
+    store: Runs = _DEFAULT_STORE,
     json_: Json = False,
 ) -> None:
     """Print everything that is recorded of a run."""
@@ -344,7 +344,7 @@ def runs_show(
 def runs_diff(
     a: Annotated[str, typer.Argument(help="start of an id or a run id")],
     b: Annotated[str, typer.Argument(help="start of another")],
-    store: Runs = runs_default,
+    store: Runs = _DEFAULT_STORE,
     json_: Json = False,
 ) -> None:
     """Print what two runs did otherwise, and their figures side by side."""

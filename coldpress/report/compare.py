@@ -67,10 +67,11 @@ def rows(evaluations: Sequence[Path], max_loss_points: float = 1.0) -> list[Row]
     base = base_of(read)
     answers = [_answers(folder) for folder in evaluations]
     known = None if base is None else answers[base]
-    names = _names(evaluations, read)
     found = [
         _row(name, each, known, of, is_base=i == base)
-        for i, (name, each, of) in enumerate(zip(names, read, answers, strict=True))
+        for i, (name, each, of) in enumerate(
+            zip(names(evaluations, read), read, answers, strict=True)
+        )
     ]
     ordered = sorted(found, key=lambda row: (row.size_bytes, row.name))
     return recommend(mark_best(ordered), max_loss_points)
@@ -207,7 +208,7 @@ def _answers(folder: Path) -> Answers:
         raise InputError(f"{path} cannot be read: {error}", "evaluate the model again") from error
 
 
-def _names(evaluations: Sequence[Path], read: Sequence[Evaluation]) -> list[str]:
+def names(evaluations: Sequence[Path], read: Sequence[Evaluation]) -> list[str]:
     """Each evaluation's name, with its folder's where two have the same."""
     count = Counter(each.name for each in read)
     return [

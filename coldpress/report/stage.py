@@ -1,4 +1,4 @@
-"""Evaluations → ``report.html``, ``report.md``, ``report.json`` and the figures as SVG."""
+"""Evaluations → ``report.html``, ``report.md``, ``report.json``, the figures as SVG and a card per file."""
 
 import json
 from collections.abc import Sequence
@@ -34,6 +34,7 @@ class Reported:
     markdown: str
     json: str
     figures: tuple[str, ...]
+    cards: tuple[str, ...]
     n_files: int
     recommended: str | None
 
@@ -44,7 +45,11 @@ def plan(
     """What a report depends on: (inputs, resolved options)."""
     if not evaluations:
         raise UsageError("no evaluations are given", "name the folders that evaluate wrote")
+    from coldpress.report.cards import measured_artifacts
+
     inputs = {f"evaluation {i:02d}": folder for i, folder in enumerate(evaluations)}
+    made = measured_artifacts(evaluations)
+    inputs |= {f"file {i:02d}": made[of] for i, of in enumerate(evaluations) if of in made}
     return inputs, {**asdict(options), "coldpress": __version__}
 
 
@@ -58,7 +63,7 @@ def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Re
         UsageError: they were not taken with the same questions, text and profile.
         InputError: a folder holds no evaluation.
     """
-    from coldpress.report import figures, page
+    from coldpress.report import cards, figures, page
     from coldpress.report.compare import load, rows
 
     inputs, resolved = plan(evaluations, out, options)
@@ -67,13 +72,16 @@ def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Re
     drawn = {"accuracy.svg": figures.accuracy(table), "kl.svg": figures.divergence(table)}
     drawings = {name: svg for name, svg in drawn.items() if svg is not None}
     facts = page.facts(read, table, options)
+    written = cards.texts(evaluations, read, table, facts.measured)
     texts = {
         "report.html": page.html(facts, drawings),
         "report.md": page.markdown(facts, list(drawings)),
         "report.json": json.dumps(page.plain(facts), indent=1, ensure_ascii=False) + "\n",
         **drawings,
+        **written,
     }
     with artifact.create(out, "report", inputs=inputs, options=resolved) as draft:
+        (draft.folder / cards.FOLDER).mkdir()
         for name, text in texts.items():
             (draft.folder / name).write_text(text, encoding="utf-8")
     return Reported(
@@ -81,6 +89,7 @@ def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Re
         markdown=str(out / "report.md"),
         json=str(out / "report.json"),
         figures=tuple(str(out / name) for name in drawings),
+        cards=tuple(str(out / name) for name in written),
         n_files=len(table),
         recommended=next((row.name for row in table if row.recommended), None),
     )

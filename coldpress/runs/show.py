@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from coldpress.runs.diff import Difference
@@ -61,11 +60,6 @@ def difference(two: Difference) -> None:
     for name, (a, b) in two.figures.items():
         table.add_row(name, *(_beside(_cell(column, a), _cell(column, b)) for column in _COLUMNS))
     _print(*([changed] if two.changed else ["nothing that was run differs"]), table)
-
-
-def plain(value: Listing | Stored | Difference) -> dict[str, Any]:
-    """The same for ``--json``."""
-    return asdict(value)
 
 
 def _range(column: str, files: Iterable[Figures]) -> str:

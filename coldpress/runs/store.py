@@ -15,7 +15,6 @@ from coldpress.errors import InputError
 from coldpress.runs.record import FORMAT_VERSION, Record
 
 FOLDER = ".store"
-DEFAULT = Path("runs") / FOLDER
 _HINT = "delete the file, or mend it"
 _TIME = "%Y%m%dT%H%M%S.%fZ"
 _ID = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-([0-9a-f]{16})")
