@@ -35,8 +35,8 @@ DEMO = (
 )
 
 
-def write(folder: Path, made: tuple[Any, ...], **changes: Any) -> Path:
-    """Write one made-up evaluation; ``changes`` replace fields of its conditions."""
+def write(folder: Path, made: tuple[Any, ...], gguf: Path | None = None, **changes: Any) -> Path:
+    """Write one made-up evaluation, of ``gguf`` if given; ``changes`` replace fields of its conditions."""
     name, kind, method, size_mb, share, kl = made
     draw = random.Random(7)
     hard = [draw.random() for _ in range(N_QUESTIONS)]
@@ -86,7 +86,8 @@ def write(folder: Path, made: tuple[Any, ...], **changes: Any) -> Path:
         speed=result.Speed(3100 + 900 / size_mb, 90 + 700 / size_mb, 0.02, 40 + size_mb, 0.05),
         conditions=replace(conditions, **changes),
     )
-    with artifact.create(folder, "evaluate", inputs={}, options={"name": name}) as draft:
+    inputs = {} if gguf is None else {"gguf": gguf}
+    with artifact.create(folder, "evaluate", inputs=inputs, options={"name": name}) as draft:
         result.write(evaluation, draft.folder / result.FILE)
         lines = "".join(json.dumps(sample) + "\n" for sample in samples)
         (draft.folder / "samples.jsonl").write_text(lines)

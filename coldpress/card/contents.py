@@ -94,7 +94,7 @@ def _gptq(path: Path) -> Contents:
         file=_SAFETENSORS,
         library="transformers",
         name=None,
-        license=None,
+        license=_license(path.with_name("README.md")),
         size_bytes=path.stat().st_size,
         n_weights=n_weights,
         bits_per_weight=8 * sum(kind.size_bytes for kind in kinds) / n_weights,
@@ -102,6 +102,17 @@ def _gptq(path: Path) -> Contents:
         n_compensated=None,
         n_fallback=0,
     )
+
+
+def _license(card: Path) -> str | None:
+    """The licence on the card that lies there, the original model's or ours."""
+    from huggingface_hub import ModelCard
+
+    try:
+        license_ = ModelCard.load(card).data.get("license") if card.is_file() else None
+    except ValueError:  # Front matter that is no YAML: a person's text, and no reason to stop.
+        return None
+    return license_ if isinstance(license_, str) else None
 
 
 def _entries(path: Path) -> dict[str, Any]:

@@ -41,7 +41,6 @@ class Card:
     manifest: "Manifest | None" = None
     sources: Mapping[str, "Manifest"] = field(default_factory=dict)
     measured: Measured | None = None
-    base_model: str | None = None
 
     def text(self) -> str:
         """The card as Markdown with its front matter."""
@@ -63,11 +62,9 @@ class Card:
         return str(data.to_yaml())
 
     def _base(self) -> str | None:
-        """The base's name: as it was converted, else as the file has it."""
-        if self.base_model is not None:
-            return self.base_model
+        """The base's name: as a stage was given it, else as the file has it."""
         made = [*self.sources.values(), *([self.manifest] if self.manifest else [])]
-        named = (each.options.get("name") for each in made if each.stage == "convert")
+        named = (each.options.get("name") for each in made)
         return next((str(name) for name in named if name), None) or (
             self.contents.name if self.contents else None
         )
@@ -100,19 +97,18 @@ def of_folder(
     return Card(name, type_, read(folder), artifact.read(folder), sources, measured)
 
 
-def write(draft: "Draft", type_: str, base_model: str | None = None) -> None:
+def write(draft: "Draft", type_: str) -> None:
     """Write ``README.md`` into an artifact that is being written, when its model is there.
 
     Args:
         type_: what was asked for, in few words.
-        base_model: the base's name, where neither an input's manifest nor the file has it.
     """
     sources = {
         role: artifact.read(path)
         for role, path in draft.inputs.items()
         if (path / artifact.MANIFEST).is_file()
     }
-    card = Card(type_, type_, read(draft.folder), draft.manifest, sources, base_model=base_model)
+    card = Card(type_, type_, read(draft.folder), draft.manifest, sources)
     (draft.folder / FILE).write_text(card.text(), encoding="utf-8")
 
 
@@ -121,7 +117,7 @@ def _file(contents: Contents) -> str:
         ("file", f"`{contents.file}`"),
         ("bytes", f"{contents.size_bytes:,}"),
         ("weights", f"{contents.n_weights:,}"),
-        ("bits per weight", f"{contents.bits_per_weight:.3f}"),
+        ("bits per weight, of the tensors", f"{contents.bits_per_weight:.3f}"),
     ]
     if contents.n_compensated is not None:
         about.append(("tensors rounded with error feedback", str(contents.n_compensated)))

@@ -106,8 +106,8 @@ def check(path: Path, limits: Limits, only: Sequence[str] = ()) -> Gated:
         InputError: no report or evaluation there; a figure that a limit is for was not measured.
         UsageError: a name is of no row.
     """
-    table, chosen = _read(path)
-    wanted = [_named(table, name) for name in only] or [_only_one(path, table, chosen)]
+    table = _read(path)
+    wanted = [_named(table, name) for name in only] or [_chosen(path, table)]
     base = next((row for row in table if row.is_base), None)
     checks = tuple(
         _check(row, base, limit, bound)
@@ -162,15 +162,15 @@ def _check(row: Row, base: Row | None, limit: str, bound: float) -> Check:
         raise InputError(f"{row.name} has no figure for {what}", hint)
     if not math.isfinite(measured):
         raise InputError(f"{row.name}'s {what} is {measured}", "evaluate the file again")
-    near = round(measured, 9)  # 100 × 0.007 is above 0.7 by a rounding
+    near, to = round(measured, 9), round(bound, 9)  # 100 × 0.007 is above 0.7 by a rounding
     interval = row.delta_95 if limit == "max_mmlu_drop" else None
     return Check(
         name=row.name,
         limit=limit,
         bound=bound,
-        measured=near,
+        measured=measured,
         interval_95=None if interval is None else 100 * interval,
-        ok=near >= bound if limit.startswith("min") else near <= bound,
+        ok=near >= to if limit.startswith("min") else near <= to,
     )
 
 
@@ -190,23 +190,19 @@ def _measured(row: Row, base: Row | None, limit: str) -> float | None:
             return row.generate_tok_per_s
 
 
-def _read(path: Path) -> tuple[list[Row], Row | None]:
-    """The rows, and the one to check by default."""
+def _read(path: Path) -> list[Row]:
     within = path / "report"
     if not (path / artifact.MANIFEST).is_file() and (within / artifact.MANIFEST).is_file():
-        table = _report(within)
-        return table, _shipped(path, table) or _recommended(table)
+        return _report(within)
     if not path.exists():
         raise InputError(f"{path} does not exist", "check the path")
     match artifact.verify(path).stage:
         case "report":
-            table = _report(path)
-            return table, _recommended(table)
+            return _report(path)
         case "evaluate":
             # Alone it is compared with nothing, whatever it was measured against.
             (row,) = rows([path])
-            row = replace(row, delta=None, delta_95=None, is_base=False)
-            return [row], row
+            return [replace(row, delta=None, delta_95=None, is_base=False)]
         case other:
             raise InputError(
                 f"{path} is an artifact of {other}", "give one of report or evaluate, or a run"
@@ -226,8 +222,16 @@ def _report(folder: Path) -> list[Row]:
         ) from error
 
 
-def _recommended(table: Sequence[Row]) -> Row | None:
-    return next((row for row in table if row.recommended), None)
+def _chosen(path: Path, table: Sequence[Row]) -> Row:
+    """What a run ships, else what the report recommends, else the only row."""
+    if len(table) == 1:
+        return table[0]
+    recommended = next((row for row in table if row.recommended), None)
+    chosen = _shipped(path, table) or recommended
+    if chosen is None:
+        known = ", ".join(row.name for row in table)
+        raise InputError(f"{path} recommends no file", f"name one with --only: {known}")
+    return chosen
 
 
 def _shipped(run: Path, table: Sequence[Row]) -> Row | None:
@@ -251,10 +255,3 @@ def _named(table: Sequence[Row], *names: str) -> Row:
         known = ", ".join(row.name for row in table)
         raise UsageError(f"no row {names[0]!r}", f"one of: {known}")
     return found
-
-
-def _only_one(path: Path, table: Sequence[Row], chosen: Row | None) -> Row:
-    if chosen is None:
-        known = ", ".join(row.name for row in table)
-        raise InputError(f"{path} recommends no file", f"name one with --only: {known}")
-    return chosen

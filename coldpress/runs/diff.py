@@ -45,7 +45,8 @@ def diff(a: Stored, b: Stored) -> Difference:
 
 def _values(record: Record) -> dict[str, Any]:
     """Everything a record was made from, by dotted names: ``options.quantize.plain``."""
-    about = {"command": record.command, "name": record.name}
+    # The run id is of the code too: where it alone differs, the code does.
+    about = {"command": record.command, "name": record.name, "run_id": record.run_id}
     parts: dict[str, Mapping[str, Any]] = {
         "options": record.options,
         "inputs": record.inputs,
