@@ -55,23 +55,23 @@ def _name(role: str) -> str:
 
 
 def _words(manifest: Manifest, names: Mapping[str, str]) -> list[str]:
-    options = manifest.options
+    options, model = manifest.options, names.get("model", _name("model"))
     match manifest.stage:
         case "convert":
             outtype = None if options.get("outtype") == "bf16" else options.get("outtype")
             about = {"outtype": outtype, "llama-cpp": names.get("converter")}
             about |= {"pre-tokenizer": options.get("pre_tokenizer")}
-            return [names["model"], *_flags(about), *_flags({"revision": options.get("revision")})]
+            return [model, *_flags(about), *_flags({"revision": options.get("revision")})]
         case "calibrate":
             against = [names[role] for role in sorted(names) if role.startswith("against")]
-            about = {"text": names["text"], "context": options["context"]}
-            about |= {"max-tokens": options["max_tokens"], "against": against}
-            return [names["model"], *_flags(about)]
+            about = {"text": names.get("text"), "context": options.get("context")}
+            about |= {"max-tokens": options.get("max_tokens"), "against": against}
+            return [model, *_flags(about)]
         case "quantize" if options.get("format") == "gptq":
-            about = {"format": "gptq", "bits": options["bits"]}
-            return [names["model"], *_flags(about | {"calibration": names["calibration"]})]
+            about = {"format": "gptq", "bits": options.get("bits")}
+            return [model, *_flags(about | {"calibration": names.get("calibration")})]
         case "quantize":
-            return [names["source"], *_flags(_quantize(options, names))]
+            return [names.get("source", _name("source")), *_flags(_quantize(options, names))]
         case _:
             return [names[role] for role in sorted(names)]
 
