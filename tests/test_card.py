@@ -8,10 +8,10 @@ from huggingface_hub import ModelCard
 
 from coldpress import artifact, card
 from coldpress.artifact import Manifest
-from coldpress.calibrate import statistics
 from coldpress.card import Card, Measured, contents
 from coldpress.card.commands import commands
 from coldpress.card.contents import Contents, Kind
+from coldpress.convert import ConvertOptions, convert
 from coldpress.errors import InputError
 from coldpress.gptq import GptqOptions
 from coldpress.gptq.stage import checkpoint as gptq_checkpoint
@@ -222,7 +222,9 @@ def test_a_gptq_checkpoint_has_a_card_and_keeps_its_licence(
     assert read.size_bytes == (tmp_path / "out/model.safetensors").stat().st_size
     assert read.bits_per_weight == pytest.approx(written.bits_per_weight)
     assert f"--format gptq --bits {bits} --calibration" in made.content
-    assert statistics.read(random_imatrix)  # the fixture's folder is left as it was
+    # The card is read by llama.cpp's converter, which must take it.
+    assert convert(tmp_path / "out", tmp_path / "gguf", ConvertOptions(outtype="f32")).tokens_agree
+    assert contents.read(tmp_path / "gguf").license == "mit"
 
 
 def test_the_report_has_a_card_per_file_and_finds_what_was_measured(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class Card:
             license=self.contents.license if self.contents else None,
             pipeline_tag="text-generation",
             quantized_by=None if converted else "coldpress",
-            tags=["gguf" if gguf else "gptq", "coldpress", self.type],
+            tags=["gguf" if gguf else "gptq", "coldpress", self.type.replace(" ", "-")],
         )
         return str(data.to_yaml())
 
@@ -82,7 +82,7 @@ class Card:
     def _sentence(self) -> str:
         base = f" of {base}" if (base := self._base()) else ""
         if self.contents is not None and self.contents.library == "transformers":
-            return f"A GPTQ checkpoint{base}, {self.type}; transformers loads it with gptqmodel."
+            return f"A GPTQ checkpoint{base}; transformers loads it with gptqmodel."
         return f"A GGUF{base}, {self.type}; llama.cpp loads it as it is."
 
 
