@@ -172,7 +172,7 @@ def read(folder: Path) -> Manifest:
         raise InputError(
             f"{folder} is not a coldpress artifact", "no manifest.json there"
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path} is not a manifest: {error}", "build the artifact again"
         ) from error

@@ -250,6 +250,21 @@ def test_the_report_has_a_card_per_file_and_finds_what_was_measured(tmp_path: Pa
     assert artifact.is_current(tmp_path / "report", "report", inputs, resolved)
 
 
+def test_what_lies_near_and_is_no_artifact_is_passed_by(tmp_path: Path) -> None:
+    """An artifact whose GGUF was deleted, and manifests of other programs."""
+    folder = tmp_path / "quantize" / "Q8_0"
+    with artifact.create(folder, "quantize", inputs={}, options={}) as unfinished:
+        tiny_gguf.write(unfinished.folder / "model.gguf")
+    evaluation = made_evaluations.write(tmp_path / "evaluate/a", made_evaluations.DEMO[1], folder)
+    (folder / "model.gguf").unlink()
+    for i, text in enumerate(['"a string"', "[1]", "{}", '{"files": 1}', "\x00", "7"]):
+        (tmp_path / f"other{i}").mkdir()
+        (tmp_path / f"other{i}" / "manifest.json").write_text(text)
+    (tmp_path / "folder/manifest.json").mkdir(parents=True)
+    (card_,) = report([evaluation], tmp_path / "report", ReportOptions()).cards
+    assert "## Types" not in Path(card_).read_text(encoding="utf-8")
+
+
 def test_names_that_make_one_file_name_get_two_cards(tmp_path: Path) -> None:
     made = made_evaluations.DEMO
     alike = [replace_name(made[1], "a b"), replace_name(made[2], "a/b"), made[0]]

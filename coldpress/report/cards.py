@@ -11,6 +11,7 @@ from coldpress.evaluate.result import Evaluation
 from coldpress.report.compare import Row, names
 
 FOLDER = "cards"
+_GGUF = "model.gguf"
 _MADE = {"convert", "quantize", "checkpoint"}
 
 
@@ -23,7 +24,11 @@ def measured_artifacts(evaluations: Sequence[Path]) -> dict[Path, Path]:
     known = _artifacts(evaluations)
     read = {folder: _manifest(folder) for folder in evaluations}
     digests = {folder: of.inputs.get("gguf", "") for folder, of in read.items() if of is not None}
-    return {folder: known[digest] for folder, digest in digests.items() if digest in known}
+    return {
+        folder: known[digest]
+        for folder, digest in digests.items()
+        if digest in known and (known[digest] / _GGUF).is_file()
+    }
 
 
 def texts(
@@ -76,7 +81,7 @@ def _artifacts(evaluations: Sequence[Path]) -> dict[str, Path]:
         found.setdefault(manifest.digest, folder)
         if manifest.stage in _MADE:
             for file in manifest.files:
-                if file.name == "model.gguf":
+                if file.name == _GGUF:
                     found.setdefault(file.sha256, folder)
     return found
 
@@ -95,5 +100,5 @@ def _manifest(folder: Path) -> artifact.Manifest | None:
     """A folder's manifest; None where there is none that this version reads."""
     try:
         return artifact.read(folder)
-    except InputError:
+    except (InputError, OSError):
         return None

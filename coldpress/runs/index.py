@@ -19,6 +19,7 @@ from coldpress.runs.record import Record
 from coldpress.runs.store import Stored
 
 INDEX = "index.sqlite"
+_NAMED = 3
 _SCHEMA = """
 create table records(
     name text primary key, size_bytes integer, changed_ns integer,
@@ -79,7 +80,8 @@ def find(listed: Listing, prefix: str) -> Stored:
         return next(iter(found.values()))
     if not prefix or not found:
         raise UsageError(f"no run {prefix!r}", "coldpress runs ls names them")
-    raise UsageError(f"{len(found)} runs start with {prefix}", f"one of: {', '.join(found)}")
+    some = ", ".join(list(found)[-_NAMED:])
+    raise UsageError(f"{len(found)} runs start with {prefix}", f"give more of one, such as {some}")
 
 
 def _stamps(store: Path) -> _Stamps:
