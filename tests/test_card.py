@@ -244,6 +244,7 @@ def test_the_report_has_a_card_per_file_and_finds_what_was_measured(tmp_path: Pa
     texts = [Path(path).read_text(encoding="utf-8") for path in done.cards]
     assert ["## Types" in text for text in texts] == [False, True, True]
     assert all("## Measured" in text for text in texts)
+    assert ["quantized_by: coldpress" in text for text in texts] == [False, True, True]
     artifact.verify(tmp_path / "report")
     inputs, resolved = plan(given, tmp_path / "report", ReportOptions())
     assert inputs["file 01"] == inputs["file 02"] == folder

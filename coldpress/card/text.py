@@ -49,22 +49,25 @@ class Card:
 
     def _data(self) -> str:
         gguf = self.contents is None or self.contents.library == "gguf"
-        converted = self.manifest is not None and self.manifest.stage == "convert"
+        ours = any(each.stage == "quantize" for each in self._stages())
         data = _hub().ModelCardData(
             base_model=self._base(),
-            base_model_relation=None if converted or self._base() is None else "quantized",
+            base_model_relation="quantized" if ours and self._base() else None,
             library_name="gguf" if gguf else "transformers",
             license=self.contents.license if self.contents else None,
             pipeline_tag="text-generation",
-            quantized_by=None if converted else "coldpress",
+            quantized_by="coldpress" if ours else None,
             tags=["gguf" if gguf else "gptq", "coldpress", self.type.replace(" ", "-")],
         )
         return str(data.to_yaml())
 
+    def _stages(self) -> "list[Manifest]":
+        """The manifests that are known, the artifact's own last."""
+        return [*self.sources.values(), *([self.manifest] if self.manifest else [])]
+
     def _base(self) -> str | None:
         """The base's name: as a stage was given it, else as the file has it."""
-        made = [*self.sources.values(), *([self.manifest] if self.manifest else [])]
-        named = (each.options.get("name") for each in made)
+        named = (each.options.get("name") for each in self._stages())
         return next((str(name) for name in named if name), None) or (
             self.contents.name if self.contents else None
         )
