@@ -38,13 +38,14 @@ DEMO = (
 def write(
     folder: Path,
     made: tuple[Any, ...],
+    gguf: Path | None = None,
     *,
     subjects: tuple[str, ...] = SUBJECTS,
     speed: result.Speed | None = None,
     tasks: dict[str, result.TaskResult] | None = None,
     **changes: Any,
 ) -> Path:
-    """Write one made-up evaluation; ``changes`` replace fields of its conditions."""
+    """Write one made-up evaluation, of ``gguf`` if given; ``changes`` replace fields of its conditions."""
     name, kind, method, size_mb, share, kl = made
     draw = random.Random(7)
     hard = [draw.random() for _ in range(N_QUESTIONS)]
@@ -96,7 +97,8 @@ def write(
         speed=_speed(size_mb) if speed is None else speed,
         conditions=replace(conditions, **changes),
     )
-    with artifact.create(folder, "evaluate", inputs={}, options={"name": name}) as draft:
+    inputs = {} if gguf is None else {"gguf": gguf}
+    with artifact.create(folder, "evaluate", inputs=inputs, options={"name": name}) as draft:
         result.write(evaluation, draft.folder / result.FILE)
         lines = "".join(json.dumps(sample) + "\n" for sample in samples)
         (draft.folder / "samples.jsonl").write_text(lines)

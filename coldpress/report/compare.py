@@ -90,10 +90,11 @@ def side_by_side(
     base = base_of(read)
     answers = [_answers(folder) for folder in evaluations]
     versus = [None if base is None else compare(answers[base], each, seed) for each in answers]
-    names = _names(evaluations, read)
     found = [
         _row(name, each, against, is_base=i == base)
-        for i, (name, each, against) in enumerate(zip(names, read, versus, strict=True))
+        for i, (name, each, against) in enumerate(
+            zip(names(evaluations, read), read, versus, strict=True)
+        )
     ]
     order = sorted(range(len(found)), key=lambda i: (found[i].size_bytes, found[i].name))
     ordered = mark_best(mark_indistinguishable([found[i] for i in order]))
@@ -236,7 +237,7 @@ def _answers(folder: Path) -> Answers:
         raise InputError(f"{path} cannot be read: {error}", "evaluate the model again") from error
 
 
-def _names(evaluations: Sequence[Path], read: Sequence[Evaluation]) -> list[str]:
+def names(evaluations: Sequence[Path], read: Sequence[Evaluation]) -> list[str]:
     """Each evaluation's name, with its folder's where two have the same."""
     count = Counter(each.name for each in read)
     return [

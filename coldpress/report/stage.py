@@ -1,4 +1,4 @@
-"""Evaluations → ``report.html``, ``report.md``, ``report.json`` and the figures as SVG."""
+"""Evaluations → ``report.html``, ``report.md``, ``report.json``, the figures as SVG and a card per file."""
 
 import json
 from collections.abc import Sequence
@@ -38,6 +38,7 @@ class Reported:
     markdown: str
     json: str
     figures: tuple[str, ...]
+    cards: tuple[str, ...]
     n_files: int
     recommended: str | None
 
@@ -48,7 +49,11 @@ def plan(
     """What a report depends on: (inputs, resolved options)."""
     if not evaluations:
         raise UsageError("no evaluations are given", "name the folders that evaluate wrote")
+    from coldpress.report.cards import measured_artifacts
+
     inputs = {f"evaluation {i:02d}": folder for i, folder in enumerate(evaluations)}
+    made = measured_artifacts(evaluations)
+    inputs |= {f"file {i:02d}": made[of] for i, of in enumerate(evaluations) if of in made}
     prices = artifact.sha256_file(PRICES)
     return inputs, {**asdict(options), "coldpress": __version__, "prices": prices}
 
@@ -63,8 +68,8 @@ def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Re
         UsageError: they were not taken with the same questions, text and profile.
         InputError: a folder holds no evaluation.
     """
-    from coldpress.report import figures, page
-    from coldpress.report.compare import side_by_side
+    from coldpress.report import cards, figures, page
+    from coldpress.report.compare import load, side_by_side
 
     inputs, resolved = plan(evaluations, out, options)
     compared = side_by_side(evaluations, options.max_loss_points, options.seed)
@@ -72,13 +77,16 @@ def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Re
     drawn = {"accuracy.svg": figures.accuracy(table), "kl.svg": figures.divergence(table)}
     drawings = {name: svg for name, svg in drawn.items() if svg is not None}
     facts = page.facts(compared, options)
+    written = cards.texts(evaluations, load(evaluations), table, facts.measured)
     texts = {
         "report.html": page.html(facts, drawings),
         "report.md": page.markdown(facts, list(drawings)),
         "report.json": json.dumps(page.plain(facts), indent=1, ensure_ascii=False) + "\n",
         **drawings,
+        **written,
     }
     with artifact.create(out, "report", inputs=inputs, options=resolved) as draft:
+        (draft.folder / cards.FOLDER).mkdir()
         for name, text in texts.items():
             (draft.folder / name).write_text(text, encoding="utf-8")
     return Reported(
@@ -86,6 +94,7 @@ def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Re
         markdown=str(out / "report.md"),
         json=str(out / "report.json"),
         figures=tuple(str(out / name) for name in drawings),
+        cards=tuple(str(out / name) for name in written),
         n_files=len(table),
         recommended=next((row.name for row in table if row.recommended), None),
     )
