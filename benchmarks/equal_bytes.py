@@ -27,7 +27,7 @@ from coldpress.checkpoint import gguf_header
 from coldpress.convert import ConvertOptions, convert
 from coldpress.evaluate.describe import cpu_model
 from coldpress.quantize.types import TYPES
-from coldpress.report.compare import paired
+from coldpress.report.paired import paired
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "reports/equal_bytes.json"

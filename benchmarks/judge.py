@@ -53,12 +53,13 @@ class Judged:
     same_top1: float
 
 
-def write_base(gguf: Path, text: Path, base: Path, context: int) -> None:
+def write_base(gguf: Path, text: Path, base: Path, context: int, chunks: int | None = None) -> None:
     """Keep the base model's log-probabilities over ``text`` in the file ``base``, unless it is there."""
     if base.is_file():
         return
     partial = base.with_name(base.name + ".partial")
-    _run(gguf, "-f", text, "-c", context, "--kl-divergence-base", partial)
+    limit = () if chunks is None else ("--chunks", chunks)
+    _run(gguf, "-f", text, "-c", context, "--kl-divergence-base", partial, *limit)
     partial.rename(base)
 
 

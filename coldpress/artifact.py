@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,14 @@ class Manifest:
 
 @dataclass
 class Draft:
-    """An artifact being written: put files into ``folder``, figures into ``measured``."""
+    """An artifact being written: put files into ``folder``, figures into ``measured``.
+
+    ``manifest`` is what it will be, but for the files; ``inputs`` role → path, as given.
+    """
 
     folder: Path
+    manifest: Manifest
+    inputs: dict[str, Path]
     measured: dict[str, Any] = field(default_factory=dict)
 
 
@@ -133,19 +138,19 @@ def create(
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    draft = Draft(partial)
+    manifest = Manifest(
+        stage=stage,
+        run_id=run_id(stage, digests, options),
+        inputs=digests,
+        options=dict(options),
+        tools={"coldpress": __version__, **(tools or {})},
+        files=(),
+    )
+    draft = Draft(partial, manifest, dict(inputs))
     try:
         yield draft
-        manifest = Manifest(
-            stage=stage,
-            run_id=run_id(stage, digests, options),
-            inputs=digests,
-            options=dict(options),
-            tools={"coldpress": __version__, **(tools or {})},
-            files=_files(partial),
-            measured=draft.measured,
-        )
-        _write(partial / MANIFEST, manifest)
+        made = replace(manifest, files=_files(partial), measured=draft.measured)
+        _write(partial / MANIFEST, made)
         _replace(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -167,7 +172,7 @@ def read(folder: Path) -> Manifest:
         raise InputError(
             f"{folder} is not a coldpress artifact", "no manifest.json there"
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path} is not a manifest: {error}", "build the artifact again"
         ) from error

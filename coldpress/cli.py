@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -18,8 +19,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+runs_app = typer.Typer(help="What was run, and what came of it.", no_args_is_help=True)
+app.add_typer(runs_app, name="runs")
+
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder of the artifact to write")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON line")]
+Store = Annotated[
+    Path | None,
+    typer.Option("--store", envvar="COLDPRESS_RUNS", help="run store; default: .store beside OUT"),
+]
+Runs = Annotated[Path, typer.Option("--store", envvar="COLDPRESS_RUNS", help="run store")]
+_DEFAULT_STORE = Path("runs/.store")
 Text = Annotated[Path | None, typer.Option(help="plain text file; default: the embedded text")]
 
 
@@ -27,10 +37,11 @@ Text = Annotated[Path | None, typer.Option(help="plain text file; default: the e
 def run(
     recipe: Annotated[Path, typer.Argument(help="a YAML file; see recipes/")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="default: runs/NAME")] = None,
+    store: Store = None,
     json_: Json = False,
 ) -> None:
     """Run every stage of a recipe; what is done is reused."""
-    from coldpress import pipeline, summary
+    from coldpress import pipeline, runs, summary
     from coldpress.recipe import load
 
     loaded = load(recipe)
@@ -39,6 +50,7 @@ def run(
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
+    _remember(runs.of_run(loaded, ran), store or runs.beside(ran.out))
     _print(ran, json_, summary.text(ran))
 
 
@@ -180,14 +192,34 @@ def evaluate(
     questions: Annotated[Path | None, typer.Option(help="folder of MMLU-layout CSV files")] = None,
     text: Text = None,
     base: Annotated[Path | None, typer.Option(help="evaluation of the bf16 file")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="lm-eval task, group or tag")] = None,
+    task_folder: Annotated[Path | None, typer.Option(help="lm-eval task files of your own")] = None,
+    task_limit: Annotated[int | None, typer.Option(help="documents of each task")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="ask tasks by the chat template")] = False,
+    profile: Annotated[str, typer.Option(help="exact, as transformers; or fast")] = "exact",
+    num_fewshot: Annotated[int, typer.Option(help="examples before each MMLU question")] = 5,
+    per_subject: Annotated[int | None, typer.Option(help="questions drawn per subject")] = None,
+    n_ctx: Annotated[int | None, typer.Option(help="tokens of the longest prompt")] = None,
+    store: Store = None,
     json_: Json = False,
 ) -> None:
-    """Measure a GGUF: questions, perplexity, KL against bf16, speed."""
-    from coldpress import demo
+    """Measure a GGUF: questions, lm-eval tasks, perplexity, KL against bf16, speed."""
+    from coldpress import demo, runs
     from coldpress import evaluate as stage
 
+    options = stage.EvaluateOptions(
+        profile=cast("Any", profile),
+        num_fewshot=num_fewshot,
+        per_subject=per_subject,
+        n_ctx=n_ctx,
+        tasks=tuple(task or ()),
+        task_limit=task_limit,
+        chat=chat,
+    )
     given = {"questions": questions, "text": text or demo.HELDOUT_TEXT, "base": base}
-    _print(stage.evaluate(gguf, out, stage.EvaluateOptions(), **given), json_)
+    evaluated = stage.evaluate(gguf, out, options, definitions=task_folder, **given)
+    _remember(runs.of_evaluation(gguf, out), store or runs.beside(out))
+    _print(evaluated, json_)
 
 
 @app.command()
@@ -201,6 +233,30 @@ def report(
     from coldpress import report as stage
 
     _print(stage.report(evaluations, out, stage.ReportOptions(title=title)), json_)
+
+
+@app.command()
+def gate(
+    run: Annotated[Path, typer.Argument(help="folder of a report, a run or an evaluation")],
+    max_kl: Annotated[float | None, typer.Option(help="nats per token from the base")] = None,
+    max_mmlu_drop: Annotated[
+        float | None, typer.Option(help="points of accuracy below the base, same questions")
+    ] = None,
+    max_size: Annotated[str | None, typer.Option(help="of the file: 1.9GB, 700MiB")] = None,
+    min_tok_s: Annotated[float | None, typer.Option(help="generated tokens per second")] = None,
+    max_perplexity_ratio: Annotated[float | None, typer.Option(help="over the base's")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="a row's name; repeatable")] = None,
+    json_: Json = False,
+) -> None:
+    """Hold the shipped or recommended file against limits; exit 3 when one is broken."""
+    from coldpress.report import gate as stage
+
+    limits = stage.Limits(max_kl, max_mmlu_drop, max_size, min_tok_s, max_perplexity_ratio)
+    gated = stage.check(run, limits, only or ())
+    print("\n".join(stage.lines(gated)), file=sys.stderr)
+    if json_:
+        _print(gated, json_)
+    stage.enforce(gated)
 
 
 @app.command()
@@ -279,6 +335,43 @@ def ask(
     _print(answer, json_, answer.text)
 
 
+@runs_app.command("ls")
+def runs_ls(store: Runs = _DEFAULT_STORE, json_: Json = False) -> None:
+    """List what was run, the oldest first."""
+    from coldpress.runs import show
+
+    listed = _listing(store)
+    _shown(listed, json_, show.runs)
+
+
+@runs_app.command("show")
+def runs_show(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="start of an id or a run id")],
+    store: Runs = _DEFAULT_STORE,
+    json_: Json = False,
+) -> None:
+    """Print everything that is recorded of a run."""
+    from coldpress import runs
+    from coldpress.runs import show
+
+    _shown(runs.find(_listing(store), id_), json_, show.run)
+
+
+@runs_app.command("diff")
+def runs_diff(
+    a: Annotated[str, typer.Argument(help="start of an id or a run id")],
+    b: Annotated[str, typer.Argument(help="start of another")],
+    store: Runs = _DEFAULT_STORE,
+    json_: Json = False,
+) -> None:
+    """Print what two runs did otherwise, and their figures side by side."""
+    from coldpress import runs
+    from coldpress.runs import show
+
+    listed = _listing(store)
+    _shown(runs.diff(runs.find(listed, a), runs.find(listed, b)), json_, show.difference)
+
+
 def version(value: bool) -> None:
     """Print the version and stop."""
     if value:
@@ -308,6 +401,35 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(1)
+
+
+def _remember(record: Any, store: Path) -> None:
+    """Append to the run store; a full disk there must not take the result away."""
+    from coldpress import runs
+    from coldpress.progress import note
+
+    try:
+        runs.append(store, record)
+    except OSError as error:
+        note(f"note: not recorded in {store}: {error.strerror}")
+
+
+def _listing(store: Path) -> Any:
+    """A store's listing; what is damaged is named on stderr and left out."""
+    from coldpress import runs
+    from coldpress.progress import note
+
+    listed = runs.listing(store)
+    for damage in listed.damaged:
+        note(f"note: skipped {damage}")
+    return listed
+
+
+def _shown(result: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    if as_json:
+        _print(result, as_json)
+    else:
+        show(result)
 
 
 def _print(result: Any, as_json: bool, text: str | None = None) -> None:

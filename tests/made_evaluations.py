@@ -35,8 +35,17 @@ DEMO = (
 )
 
 
-def write(folder: Path, made: tuple[Any, ...], **changes: Any) -> Path:
-    """Write one made-up evaluation; ``changes`` replace fields of its conditions."""
+def write(
+    folder: Path,
+    made: tuple[Any, ...],
+    gguf: Path | None = None,
+    *,
+    subjects: tuple[str, ...] = SUBJECTS,
+    speed: result.Speed | None = None,
+    tasks: dict[str, result.TaskResult] | None = None,
+    **changes: Any,
+) -> Path:
+    """Write one made-up evaluation, of ``gguf`` if given; ``changes`` replace fields of its conditions."""
     name, kind, method, size_mb, share, kl = made
     draw = random.Random(7)
     hard = [draw.random() for _ in range(N_QUESTIONS)]
@@ -44,7 +53,7 @@ def write(folder: Path, made: tuple[Any, ...], **changes: Any) -> Path:
     samples = [
         {
             "scoring": "continuation",
-            "subject": SUBJECTS[i % len(SUBJECTS)],
+            "subject": subjects[i % len(subjects)],
             "index": i,
             "log_likelihoods": [-1.0, -2.0, -3.0, -4.0],
             "choice": 0,
@@ -55,8 +64,8 @@ def write(folder: Path, made: tuple[Any, ...], **changes: Any) -> Path:
     size_bytes = int(size_mb * 1e6)
     accuracy = sum(right) / len(right)
     by_subject = {
-        subject: sum(right[i :: len(SUBJECTS)]) / len(right[i :: len(SUBJECTS)])
-        for i, subject in enumerate(SUBJECTS)
+        subject: sum(right[i :: len(subjects)]) / len(right[i :: len(subjects)])
+        for i, subject in enumerate(subjects)
     }
     conditions = result.Conditions(
         n_ctx=512,
@@ -67,6 +76,7 @@ def write(folder: Path, made: tuple[Any, ...], **changes: Any) -> Path:
         cpu_backend="sapphirerapids",
         questions_digest="a" * 64,
         text_digest="b" * 64,
+        vocabulary_digest="d" * 64,
     )
     evaluation = result.Evaluation(
         name=name,
@@ -81,18 +91,34 @@ def write(folder: Path, made: tuple[Any, ...], **changes: Any) -> Path:
             "continuation": result.Accuracy(accuracy, 0.008, N_QUESTIONS, by_subject),
             "letter": result.Accuracy(0.25 + 0.1 * share, 0.016, N_QUESTIONS, by_subject),
         },
+        tasks=tasks or {},
         perplexity=result.Perplexity(18.2 * (1 + (kl or 0)), 0.2, 8670, 1.24),
         kl=None if kl is None else result.Kl(kl, kl / 2, kl * 9, kl * 40, 1 - kl**0.5 / 2, 8670),
-        speed=result.Speed(3100 + 900 / size_mb, 90 + 700 / size_mb, 0.02, 40 + size_mb, 0.05),
+        speed=_speed(size_mb) if speed is None else speed,
         conditions=replace(conditions, **changes),
     )
-    with artifact.create(folder, "evaluate", inputs={}, options={"name": name}) as draft:
+    inputs = {} if gguf is None else {"gguf": gguf}
+    with artifact.create(folder, "evaluate", inputs=inputs, options={"name": name}) as draft:
         result.write(evaluation, draft.folder / result.FILE)
         lines = "".join(json.dumps(sample) + "\n" for sample in samples)
         (draft.folder / "samples.jsonl").write_text(lines)
     return folder
 
 
-def write_all(folder: Path) -> list[Path]:
+def write_all(folder: Path, **changes: Any) -> list[Path]:
     """Write the whole made-up demo, one folder per file."""
-    return [write(folder / f"{i:02d}", made) for i, made in enumerate(DEMO)]
+    return [write(folder / f"{i:02d}", made, **changes) for i, made in enumerate(DEMO)]
+
+
+def _speed(size_mb: float) -> result.Speed:
+    return result.Speed(
+        prompt_tok_per_s=3100 + 900 / size_mb,
+        generate_tok_per_s=90 + 700 / size_mb,
+        load_s=0.02,
+        peak_rss_mib=40 + size_mb,
+        ttft_s=0.05,
+        cold_load_s=0.04,
+        cold_ttft_s=0.08,
+        cold_cached_share=0.0,
+        grid=(),
+    )

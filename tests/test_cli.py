@@ -206,3 +206,12 @@ def test_kill_9_in_the_middle_of_a_run_then_the_next_run_continues(tmp_path: Pat
     assert all("reused" in line for line in again.stderr.splitlines() if line.startswith("  ")), (
         again
     )
+    ls = coldpress("runs", "ls", "--json", "--store", tmp_path / ".store")
+    first, second = (each["record"] for each in json.loads(ls.stdout)["records"])
+    assert first == second  # of the same work; the killed run left none
+    assert (first["command"], first["name"]) == ("run", "small")
+    assert sorted(first["figures"]) == ["Q4_0", "Q8_0", "bf16"]
+    gated = coldpress("gate", out, "--max-kl", "1", "--json")
+    assert gated.returncode == 0, gated.stderr
+    assert [each["name"] for each in json.loads(gated.stdout)["checks"]] == ["Q4_0"]
+    assert (out / "report/cards/Q4_0.md").read_text().count("$ coldpress ") == 2

@@ -1,6 +1,7 @@
 """The evaluate verb: its artifact, its conditions, what it refuses, and its silence."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 from coldpress import artifact
 from coldpress.errors import InputError, PromptTooLongError, UsageError
-from coldpress.evaluate import EvaluateOptions, evaluate, plan, result, speed
+from coldpress.evaluate import EvaluateOptions, evaluate, page_cache, plan, result, speed
 from tests import tiny_models
 
 OPTIONS = EvaluateOptions(
@@ -121,6 +122,60 @@ def test_speed_is_of_a_process_of_its_own(random_gguf: Path) -> None:
     assert 5 < found.peak_rss_mib < len(ballast) / (1 << 20)
     assert 0 < found.load_s < found.ttft_s
     assert found.prompt_tok_per_s > 0
+    assert found.grid == ()
+
+
+def test_speed_of_a_grid_and_of_a_cold_start(random_gguf: Path, tmp_path: Path) -> None:
+    """On a copy, which no other process has mapped: its pages can be dropped, unless on tmpfs."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes((random_gguf / "model.gguf").read_bytes())
+    found = speed.measure(
+        file, threads=1, profile="fast", n_prompt=8, n_generate=2, repeats=1,
+        grid=[(1, 8), (1, 64), (2, 64)],
+    )  # fmt: skip
+    assert [(each.threads, each.context_tokens) for each in found.grid] == [
+        (1, 8),
+        (1, 64),
+        (2, 64),
+    ]
+    assert all(min(each.prompt_tok_per_s, each.generate_tok_per_s) > 0 for each in found.grid)
+    was_cold = found.cold_cached_share <= 0.01
+    assert (found.cold_load_s is not None, found.cold_ttft_s is not None) == (was_cold, was_cold)
+    if found.cold_load_s is not None and found.cold_ttft_s is not None:
+        assert 0 < found.cold_load_s < found.cold_ttft_s
+
+
+def test_the_page_cache_forgets_a_file_unless_it_is_mapped(tmp_path: Path) -> None:
+    import mmap
+
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(64 * mmap.PAGESIZE + 1))
+    assert page_cache.cached_share(path) == 1
+    if page_cache.drop(path) == 1:
+        pytest.skip("this file system keeps its files in memory")
+    assert page_cache.cached_share(path) == 0
+    with path.open("rb") as stream:
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
+        stream.read(1)
+    assert 0 < page_cache.cached_share(path) < 1
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        assert len(bytes(view)) == 64 * mmap.PAGESIZE + 1  # touched, so mapped
+        assert page_cache.drop(path) == 1
+    assert page_cache.drop(path) == 0
+
+
+def test_a_grid_is_measured_only_when_asked_for(
+    random_gguf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    def note(_: Path, **given: Any) -> None:
+        asked.append(given["grid"])
+
+    monkeypatch.setattr(speed, "measure", note)
+    for i, grid in enumerate(({}, {"speed_threads": (1, 2)}, {"speed_contexts": (16, 32)})):
+        evaluate(random_gguf, tmp_path / str(i), EvaluateOptions(threads=2, **grid))
+    assert asked == [(), ((1, 512), (2, 512)), ((2, 16), (2, 32))]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +186,8 @@ def test_speed_is_of_a_process_of_its_own(random_gguf: Path) -> None:
         {"num_fewshot": -1},
         {"per_subject": 0},
         {"threads": 0},
+        {"speed_threads": (2, 0)},
+        {"speed_contexts": (0,)},
         {"chunk_tokens": 4},
     ],
 )

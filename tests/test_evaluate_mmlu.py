@@ -14,6 +14,7 @@ from lm_eval.utils import apply_template
 from coldpress.errors import InputError, UsageError
 from coldpress.evaluate import mmlu, questions
 from coldpress.evaluate.questions import Question, Subject
+from coldpress.evaluate.quiet import quiet
 
 ROW = "What is 2 + 2?,3,4,None,22,B\n"
 
@@ -103,8 +104,8 @@ def test_prompts_are_lm_evals_own(shared_data: Path) -> None:
         for each in subject.dev[:5]
     )
     letters, continued = _Guesser(), _Guesser()
-    mmlu.ask(letters, [subject], "letter", 5)
-    mmlu.ask(continued, [subject], "continuation", 0)
+    mmlu.ask(letters, subject, "letter", 5)
+    mmlu.ask(continued, subject, "continuation", 0)
     expected_letters = [
         (description + shots + render(default["doc_to_text"], each), f" {letter}")
         for each in subject.test
@@ -127,9 +128,10 @@ def test_accuracy_is_lm_evals_own(shared_data: Path) -> None:
 
     names = ("anatomy", "college_physics", "astronomy")
     subjects = [each for each in questions.read(shared_data / "mmlu") if each.name in names]
-    accuracy, samples = mmlu.ask(_Guesser(), subjects, "letter", 2)
+    samples = [s for each in subjects for s in mmlu.ask(_Guesser(), each, "letter", 2)]
+    accuracy = mmlu.accuracy(samples)
 
-    with mmlu._quiet():
+    with quiet():
         tasks = {each.name: mmlu._task(each, "letter", 2) for each in subjects}
         group = Group("all", aggregate_metric_list=[AggMetricConfig(metric="acc")])
         for task in tasks.values():
@@ -148,9 +150,9 @@ def test_accuracy_is_lm_evals_own(shared_data: Path) -> None:
 
 
 def test_too_few_examples_are_refused(tmp_path: Path) -> None:
-    subjects = questions.read(_folder(tmp_path, ROW))
+    (subject,) = questions.read(_folder(tmp_path, ROW))
     with pytest.raises(UsageError, match="1 examples, 5 are asked for"):
-        mmlu.ask(_Guesser(), subjects, "letter", 5)
+        mmlu.ask(_Guesser(), subject, "letter", 5)
 
 
 def _document(question: Question) -> dict[str, Any]:

@@ -6,6 +6,7 @@ few-shot prefix, a question's four continuations and any other shared beginning 
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         self._resident: Tokens = ()  # what sequence 0 holds
         self.max_length = n_ctx
         self.max_gen_toks = 256
+        self.shows_progress = False  # Whoever asks subject by subject shows his own.
 
     @property
     def eot_token_id(self) -> int:
@@ -54,6 +56,44 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     def prefix_token_id(self) -> int:
         """What stands before a text that has no context: BOS, or the end token if unused."""
         return self._model.bos if self._model.add_bos else self._model.eos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What tells this vocabulary and template from others."""
+        return self._model.vocabulary_digest()
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The GGUF's own template.
+
+        Raises:
+            UsageError: another one is asked for by name, or the GGUF has none.
+        """
+        if isinstance(chat_template, str):
+            raise UsageError("a GGUF has one chat template", "ask for it without a name")
+        if self._model.chat_template is None:
+            raise UsageError(
+                f"{self._model.path.name} has no chat template", "evaluate it without chat"
+            )
+        return self._model.chat_template
+
+    def apply_chat_template(
+        self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as the prompt that the runtime would render."""
+        from coldpress.serve.chat import render
+        from coldpress.serve.protocol import ApiError
+
+        bos, eos = (self._model.name(token) for token in (self._model.bos, self._model.eos))
+        try:
+            return render(
+                self.chat_template(),
+                tuple(chat_history),
+                bos=bos,
+                eos=eos,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except ApiError as error:
+            raise UsageError(str(error), "evaluate it without chat") from error
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: object
@@ -87,7 +127,7 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[str]:
         """Greedy text after each prompt, up to a stop string or an end-of-generation token."""
         texts: list[str] = []
-        with progress.task("generate", len(requests)) as tick:
+        with self._progress("generating", len(requests)) as tick:
             for prompt, kwargs in (request.args for request in requests):
                 texts.append(self._generate(self.tok_encode(prompt), dict(kwargs)))
                 tick(1)
@@ -108,7 +148,7 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         log_p = np.zeros(len(requests))
         greedy = np.ones(len(requests), np.bool_)
         at = 0
-        with progress.task("questions", len(paths)) as tick:
+        with self._progress("scoring", len(paths)) as tick:
             for group in groups(
                 paths, n_cells=self._context.n_cells, n_sequences=self._n_sequences
             ):
@@ -124,6 +164,11 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
                 at += len(group.nodes)
                 tick(len(group.nodes))
         return [(float(p), bool(g)) for p, g in zip(log_p, greedy, strict=True)]
+
+    def _progress(self, words: str, total: int) -> AbstractContextManager[progress.Tick]:
+        if self.shows_progress:
+            return progress.task(words, total)
+        return nullcontext(lambda _advance: None)
 
     def _path(
         self,
@@ -184,17 +229,17 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             )
         self._enter(tuple(prompt[:-1]), 0)
         self._resident = ()
-        token, data = prompt[-1], b""
+        token, text, tokens = prompt[-1], "", list[int]()
         for position in range(len(prompt) - 1, len(prompt) - 1 + budget):
             step = Batch.of_sequence(np.array([token]), start=position, wanted=np.array([True]))
             token = next(int(rows[0].argmax()) for _, rows in self._context.decode(step))
             if self._model.is_end(token):
                 break
-            data += self._model.piece(token)
-            text = data.decode(errors="replace")
+            tokens.append(token)
+            text = self._model.detokenize(tokens)
             if any(stop and stop in text for stop in stops):
                 return min((text.split(stop)[0] for stop in stops if stop), key=len)
-        return data.decode(errors="replace")
+        return text
 
     def _begins_with_bos(self, text: str) -> bool:
         return self._model.add_bos and text.startswith(self._model.name(self._model.bos))

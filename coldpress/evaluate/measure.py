@@ -2,18 +2,25 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from coldpress import artifact, libllama
+from coldpress import artifact, libllama, progress
 from coldpress.errors import InputError
 from coldpress.evaluate import kl, perplexity, questions, result, speed
 from coldpress.evaluate.describe import cpu_model, describe
 from coldpress.evaluate.mmlu import Sample
 from coldpress.evaluate.questions import Subject
+from coldpress.evaluate.resume import Answers
 from coldpress.evaluate.session import MAX_SEQUENCES, Model, open_context, open_model
 from coldpress.evaluate.stage import KL_BASE, EvaluateOptions, Scoring
+
+if TYPE_CHECKING:
+    from coldpress.evaluate.libllama_lm import LibllamaLM
 
 SAMPLES = "samples.jsonl"
 _KV_SPARE = 256  # cells beside the longest prompt, for the other questions of its group
@@ -28,21 +35,28 @@ def measure(
     gguf: Path,
     folder: Path,
     options: EvaluateOptions,
+    answers: Answers,
     *,
     questions: Path | None,
     text: Path | None,
+    definitions: Path | None,
     base: Path | None,
 ) -> result.Evaluation:
-    """Measure what is asked for; samples and a base's distributions are written to ``folder``."""
+    """Measure what is asked for; samples and a base's distributions are written to ``folder``.
+
+    ``answers`` are those of an evaluation that was interrupted, and get each subject's when it is done.
+    """
     file = gguf / "model.gguf" if gguf.is_dir() else gguf
     threads = options.threads or len(os.sched_getaffinity(0))
     asked = _asked(questions, options)
     with open_model(file) as model:
         n_ctx = options.n_ctx or min(model.n_ctx_train, _MAX_DEFAULT_N_CTX)
-        accuracy, samples = _ask(model, asked, n_ctx, threads, options)
+        with _language_model(model, n_ctx, threads, options) as lm:
+            accuracy, samples = _ask(lm, asked, options, answers)
+            tasks = _tasks(lm, gguf.name, folder, definitions, options)
         scored = None if text is None else _score(model, text, base, threads, options)
         name, kind, method = describe(gguf, model)
-        n_params = model.n_params
+        n_params, vocabulary_digest = model.n_params, model.vocabulary_digest()
     _write_samples(samples, folder / SAMPLES)
     if scored is not None and scored.base is not None:
         kl.write(scored.base, folder / KL_BASE)
@@ -57,6 +71,7 @@ def measure(
         bits_per_weight=8 * size_bytes / n_params,
         profile=options.profile,
         questions=accuracy,
+        tasks=tasks,
         perplexity=None if scored is None else scored.perplexity,
         kl=None if scored is None else scored.kl,
         speed=_speed(file, threads, options) if options.speed else None,
@@ -69,11 +84,16 @@ def measure(
             cpu_backend=libllama.cpu_variant(),
             questions_digest=_questions_digest(asked, options) if asked else None,
             text_digest=None if text is None else _text_digest(text, options),
+            vocabulary_digest=vocabulary_digest,
         ),
     )
 
 
 def _speed(file: Path, threads: int, options: EvaluateOptions) -> result.Speed:
+    grid = product(
+        options.speed_threads or (threads,), options.speed_contexts or (_SPEED_PROMPT_TOKENS,)
+    )
+    asked = bool(options.speed_threads or options.speed_contexts)
     return speed.measure(
         file,
         threads=threads,
@@ -81,6 +101,7 @@ def _speed(file: Path, threads: int, options: EvaluateOptions) -> result.Speed:
         n_prompt=_SPEED_PROMPT_TOKENS,
         n_generate=_SPEED_GENERATED_TOKENS,
         repeats=options.speed_repeats,
+        grid=tuple(grid) if asked else (),
     )
 
 
@@ -98,20 +119,12 @@ def _asked(folder: Path | None, options: EvaluateOptions) -> Asked:
     }
 
 
-def _ask(
-    model: Model,
-    asked: Asked,
-    n_ctx: int,
-    threads: int,
-    options: EvaluateOptions,
-) -> tuple[dict[str, result.Accuracy], list[Sample]]:
-    if not asked:
-        return {}, []
-    from coldpress.evaluate import mmlu
+@contextmanager
+def _language_model(
+    model: Model, n_ctx: int, threads: int, options: EvaluateOptions
+) -> Iterator["LibllamaLM"]:
     from coldpress.evaluate.libllama_lm import LibllamaLM
 
-    accuracy: dict[str, result.Accuracy] = {}
-    samples: list[Sample] = []
     with open_context(
         model,
         n_cells=n_ctx + _KV_SPARE,
@@ -119,12 +132,54 @@ def _ask(
         profile=options.profile,
         n_sequences=MAX_SEQUENCES,
     ) as context:
-        lm = LibllamaLM(model, context, n_ctx)
+        yield LibllamaLM(model, context, n_ctx)
+
+
+def _ask(
+    lm: "LibllamaLM", asked: Asked, options: EvaluateOptions, answers: Answers
+) -> tuple[dict[str, result.Accuracy], list[Sample]]:
+    """Ask subject by subject, those without an answer yet."""
+    if not asked:
+        return {}, []
+    from coldpress.evaluate import mmlu
+
+    accuracy: dict[str, result.Accuracy] = {}
+    samples: list[Sample] = []
+    total = sum(len(subject.test) for subjects in asked.values() for subject in subjects)
+    with progress.task("questions", total) as tick:
         for scoring, subjects in asked.items():
             shots = options.num_fewshot if scoring == "letter" else 0
-            accuracy[scoring], of_scoring = mmlu.ask(lm, subjects, scoring, shots)
+            of_scoring: list[Sample] = []
+            for subject in subjects:
+                given = answers.get(scoring, subject.name)
+                if given is None:
+                    given = mmlu.ask(lm, subject, scoring, shots)
+                    answers.put(scoring, subject.name, given)
+                of_scoring += given
+                tick(len(given))
+            accuracy[scoring] = mmlu.accuracy(of_scoring)
             samples += of_scoring
     return accuracy, samples
+
+
+def _tasks(
+    lm: "LibllamaLM", name: str, folder: Path, definitions: Path | None, options: EvaluateOptions
+) -> dict[str, result.TaskResult]:
+    if not options.tasks:
+        return {}
+    from coldpress.evaluate import tasks
+
+    lm.shows_progress = True
+    return tasks.run(
+        lm,
+        options.tasks,
+        folder,
+        model_name=name,
+        definitions=definitions,
+        num_fewshot=options.task_fewshot,
+        limit=options.task_limit,
+        chat=options.chat,
+    )
 
 
 def _score(

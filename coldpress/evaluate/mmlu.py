@@ -5,14 +5,13 @@ Two scorings. ``continuation`` compares the likelihood of the four choices' text
 ``letter`` is MMLU as published: the choices are listed and the likelihood of " A" … " D" compared.
 """
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from coldpress.errors import UsageError
 from coldpress.evaluate.questions import LETTERS, Question, Subject
+from coldpress.evaluate.quiet import quiet
 from coldpress.evaluate.result import Accuracy
 
 if TYPE_CHECKING:
@@ -35,48 +34,44 @@ class Sample:
     correct: bool
 
 
-def ask(
-    lm: "LM", subjects: Sequence[Subject], scoring: Scoring, num_fewshot: int
-) -> tuple[Accuracy, list[Sample]]:
-    """Ask every question of every subject.
-
-    Returns:
-        The accuracy over all questions (each counts the same, as MMLU is averaged) with lm-eval's
-        pooled standard error, and one sample per question.
-    """
-    with _quiet():
-        tasks = [_task(subject, scoring, num_fewshot) for subject in subjects]
-        requests = [list(_requests(task, num_fewshot)) for task in tasks]
-    flat = [request for task in requests for question in task for request in question]
-    answers = iter(lm.loglikelihood(flat))
-    samples: list[Sample] = []
-    scores: dict[str, tuple[list[float], float]] = {}
-    for subject, task, questions in zip(subjects, tasks, requests, strict=True):
-        hits = []
-        for question, asked in zip(subject.test, questions, strict=True):
-            replies = [next(answers) for _ in asked]
-            hits.append(task.process_results(asked[0].doc, replies)["acc"])
-            log_p = tuple(log_likelihood for log_likelihood, _ in replies)
-            choice = max(range(len(log_p)), key=log_p.__getitem__)
-            samples.append(
-                Sample(scoring, subject.name, question.index, log_p, choice, bool(hits[-1]))
-            )
-        scores[subject.name] = (hits, task.aggregation()["acc"](hits))
-    return _accuracy(scores), samples
+def ask(lm: "LM", subject: Subject, scoring: Scoring, num_fewshot: int) -> list[Sample]:
+    """Ask every question of a subject; one sample per question, in file order."""
+    with quiet():
+        task = _task(subject, scoring, num_fewshot)
+        asked = list(_requests(task, num_fewshot))
+    answers = iter(lm.loglikelihood([request for question in asked for request in question]))
+    samples = []
+    for question, requests in zip(subject.test, asked, strict=True):
+        replies = [next(answers) for _ in requests]
+        hit = task.process_results(requests[0].doc, replies)["acc"]
+        log_p = tuple(log_likelihood for log_likelihood, _ in replies)
+        choice = max(range(len(log_p)), key=log_p.__getitem__)
+        samples.append(Sample(scoring, subject.name, question.index, log_p, choice, bool(hit)))
+    return samples
 
 
-def _accuracy(scores: dict[str, tuple[list[float], float]]) -> Accuracy:
-    from lm_eval.api.metrics import aggregate_subtask_metrics, mean_stderr, pooled_sample_stderr
+def accuracy(samples: Iterable[Sample]) -> Accuracy:
+    """Over all questions (each counts the same, as MMLU is averaged), with lm-eval's pooled error."""
+    from lm_eval.api.metrics import (
+        aggregate_subtask_metrics,
+        mean,
+        mean_stderr,
+        pooled_sample_stderr,
+    )
 
-    sizes = [len(hits) for hits, _ in scores.values()]
+    hits: dict[str, list[float]] = {}
+    for sample in samples:
+        hits.setdefault(sample.subject, []).append(float(sample.correct))
+    sizes = [len(of) for of in hits.values()]
+    means = {name: float(mean(of)) for name, of in hits.items()}
     # lm-eval's standard error of one question is undefined; it counts as none.
-    errors = [mean_stderr(hits) if len(hits) > 1 else 0.0 for hits, _ in scores.values()]
+    errors = [mean_stderr(of) if len(of) > 1 else 0.0 for of in hits.values()]
     pooled = pooled_sample_stderr(errors, sizes) if sum(sizes) > len(sizes) else 0.0
     return Accuracy(
-        accuracy=float(aggregate_subtask_metrics([mean for _, mean in scores.values()], sizes)),
+        accuracy=float(aggregate_subtask_metrics(list(means.values()), sizes)),
         stderr=float(pooled),
         n=sum(sizes),
-        by_subject={name: float(mean) for name, (_, mean) in scores.items()},
+        by_subject=means,
     )
 
 
@@ -148,15 +143,3 @@ def _texts(doc: dict[str, Any]) -> list[str]:
 
 def _answer(doc: dict[str, Any]) -> int:
     return int(doc["answer"])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lm-eval's advice about flags of its own command line off the screen."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

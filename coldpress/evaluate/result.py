@@ -21,6 +21,14 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class TaskResult:
+    """An lm-eval task's or group's metrics by lm-eval's names (``acc,none``), over ``n`` documents."""
+
+    metrics: dict[str, float]
+    n: int | None
+
+
+@dataclass(frozen=True)
 class Perplexity:
     """llama.cpp's perplexity; ``stderr`` of the value, ``bits_per_byte`` free of the tokenizer."""
 
@@ -43,10 +51,23 @@ class Kl:
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Measured in a process of its own, the file in the page cache; rates are medians.
+class SpeedPoint:
+    """Rates with so many threads: of a prompt of ``context_tokens``, and of generating after it."""
 
-    ``ttft_s`` is from the start of loading to the first token after a 32-token prompt.
+    threads: int
+    context_tokens: int
+    prompt_tok_per_s: float
+    generate_tok_per_s: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured in a process of its own, the libraries loaded; rates are medians.
+
+    ``load_s`` and ``ttft_s`` are with the file in the page cache; ``ttft_s`` is from the start of
+    loading to the first token after a 32-token prompt. The ``cold`` ones are after the cache was
+    told to forget the file; None where it kept it: ``cold_cached_share`` is what stayed, 0–1.
+    ``peak_rss_mib`` is of loading and the first two rates. ``grid`` is empty unless asked for.
     """
 
     prompt_tok_per_s: float
@@ -54,6 +75,10 @@ class Speed:
     load_s: float
     peak_rss_mib: float
     ttft_s: float
+    cold_load_s: float | None
+    cold_ttft_s: float | None
+    cold_cached_share: float
+    grid: tuple[SpeedPoint, ...]
 
 
 @dataclass(frozen=True)
@@ -68,6 +93,7 @@ class Conditions:
     cpu_backend: str
     questions_digest: str | None
     text_digest: str | None
+    vocabulary_digest: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +109,7 @@ class Evaluation:
     bits_per_weight: float
     profile: str
     questions: dict[str, Accuracy]
+    tasks: dict[str, TaskResult]
     perplexity: Perplexity | None
     kl: Kl | None
     speed: Speed | None

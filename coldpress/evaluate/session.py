@@ -4,7 +4,8 @@ Both free what they own when their ``with`` block ends. Nothing here knows about
 """
 
 import ctypes
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ class Model:
         self.bos = int(self._C.llama_vocab_bos(self.vocab))
         self.eos = int(self._C.llama_vocab_eos(self.vocab))
         self.add_bos = bool(self._C.llama_vocab_get_add_bos(self.vocab))
+        template = self._C.llama_model_chat_template(handle, None)
+        self.chat_template: str | None = template.decode() if template else None
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Text to token ids; ``add_special`` adds BOS where the file's metadata asks for it."""
@@ -81,9 +84,31 @@ class Model:
         n = self._C.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
         return buffer.raw[: max(n, 0)]
 
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of a run of tokens, without control tokens; bytes that are no UTF-8 are replaced.
+
+        As with transformers, a vocabulary that puts a space before every text drops it again.
+        """
+        ids = (self._C.llama_token * len(tokens))(*tokens)
+        room = 64 + 16 * len(tokens)
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            n = self._C.llama_detokenize(self.vocab, ids, len(tokens), buffer, room, True, False)
+            if n >= 0:
+                return buffer.raw[:n].decode(errors="replace")
+            room = -n
+
     def name(self, token: int) -> str:
         """A token's text in the vocabulary, control tokens included, for example ``<s>``."""
         return str(self._C.llama_vocab_get_text(self.vocab, token).decode())
+
+    def vocabulary_digest(self) -> str:
+        """Sha256 over every token's bytes, in order, and what is added before a text."""
+        digest = hashlib.sha256(f"{self.bos} {self.eos} {self.add_bos} ".encode())
+        for token in range(self.n_vocab):
+            text = self._C.llama_vocab_get_text(self.vocab, token) or b""
+            digest.update(len(text).to_bytes(4, "little") + text)
+        return digest.hexdigest()
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation."""

@@ -22,12 +22,15 @@ def checkpoint(model: Path, out: Path, options: GptqOptions, *, calibration: Pat
         InputError: the calibration has no second moments, or is another model's.
         UnsupportedModelError: a layer that the format has no place for.
     """
+    from coldpress import card
     from coldpress.calibrate import statistics
     from coldpress.gptq import write
 
     known = statistics.read(calibration)
     inputs = {"model": model, "calibration": calibration}
-    resolved: dict[str, object] = {"format": "gptq", **asdict(options)}
+    resolved: dict[str, object] = {"format": "gptq", "name": model.resolve().name}
+    resolved |= asdict(options)
     with artifact.create(out, "quantize", inputs=inputs, options=resolved) as draft:
         written = write.write(model, known, draft.folder, options)
+        card.write(draft, f"GPTQ {options.bits} bits")
     return replace(written, path=str(out))

@@ -4,18 +4,15 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
 from pathlib import Path
 
 from coldpress.errors import InputError, UsageError
 from coldpress.evaluate import result
 from coldpress.evaluate.result import Evaluation
+from coldpress.report import sections
+from coldpress.report.paired import ALPHA, Answers, Comparison, compare, holm
 
 _SAMPLES = "samples.jsonl"
-_NORMAL_95 = 1.96
-
-# (scoring, subject, index) → answered right.
-Answers = Mapping[tuple[str, str, int], bool]
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,10 @@ class Row:
     """One file's figures; None where it was not measured. Shares are 0–1, KL is in nats.
 
     ``accuracy`` is by continuation. ``delta`` is its difference from the base's over the same
-    questions, ``delta_95`` half the width of its 95 % interval from the paired answers.
+    questions, ``delta_low`` to ``delta_high`` its 95 % bootstrap interval; ``lost`` and ``gained``
+    are the questions that only the base or only the file answers right. ``p_holm`` is of McNemar's
+    test, adjusted for the number of files; from 0.05 on the file is ``indistinguishable`` from the
+    base. ``usd_per_million_tokens`` is estimated, on Lambda x86.
     ``best_accuracy`` and ``best_kl``: no smaller or equal file is better. ``recommended``: see
     ``recommend``.
     """
@@ -36,7 +36,11 @@ class Row:
     accuracy: float | None
     accuracy_stderr: float | None
     delta: float | None
-    delta_95: float | None
+    delta_low: float | None
+    delta_high: float | None
+    lost: int | None
+    gained: int | None
+    p_holm: float | None
     letter_accuracy: float | None
     perplexity: float | None
     bits_per_byte: float | None
@@ -47,18 +51,37 @@ class Row:
     generate_tok_per_s: float | None
     peak_rss_mib: float | None
     load_s: float | None
+    usd_per_million_tokens: float | None
     is_base: bool
+    indistinguishable: bool = False
     best_accuracy: bool = False
     best_kl: bool = False
     recommended: bool = False
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Files side by side, the smallest first: their rows, what was measured, who answered what."""
+
+    rows: tuple[Row, ...]
+    evaluations: tuple[Evaluation, ...]
+    answers: tuple[Answers, ...]
+
+
 def rows(evaluations: Sequence[Path], max_loss_points: float = 1.0) -> list[Row]:
+    """Read evaluation artifacts and put them side by side, the smallest file first."""
+    return list(side_by_side(evaluations, max_loss_points).rows)
+
+
+def side_by_side(
+    evaluations: Sequence[Path], max_loss_points: float = 1.0, seed: int = 0
+) -> Compared:
     """Read evaluation artifacts and put them side by side, the smallest file first.
 
     Args:
         evaluations: the artifacts' folders.
         max_loss_points: points of accuracy that the recommended file may lose to the base.
+        seed: draws the bootstrap's samples.
 
     Raises:
         UsageError: none are given, or they were not taken under the same conditions.
@@ -66,14 +89,20 @@ def rows(evaluations: Sequence[Path], max_loss_points: float = 1.0) -> list[Row]
     read = load(evaluations)
     base = base_of(read)
     answers = [_answers(folder) for folder in evaluations]
-    known = None if base is None else answers[base]
-    names = _names(evaluations, read)
+    versus = [None if base is None else compare(answers[base], each, seed) for each in answers]
     found = [
-        _row(name, each, known, of, is_base=i == base)
-        for i, (name, each, of) in enumerate(zip(names, read, answers, strict=True))
+        _row(name, each, against, is_base=i == base)
+        for i, (name, each, against) in enumerate(
+            zip(names(evaluations, read), read, versus, strict=True)
+        )
     ]
-    ordered = sorted(found, key=lambda row: (row.size_bytes, row.name))
-    return recommend(mark_best(ordered), max_loss_points)
+    order = sorted(range(len(found)), key=lambda i: (found[i].size_bytes, found[i].name))
+    ordered = mark_best(mark_indistinguishable([found[i] for i in order]))
+    return Compared(
+        rows=tuple(recommend(ordered, max_loss_points)),
+        evaluations=tuple(read[i] for i in order),
+        answers=tuple(answers[i] for i in order),
+    )
 
 
 def load(evaluations: Sequence[Path]) -> list[Evaluation]:
@@ -91,6 +120,11 @@ def load(evaluations: Sequence[Path]) -> list[Evaluation]:
             "questions": (first.conditions.questions_digest, other.conditions.questions_digest),
             "text": (first.conditions.text_digest, other.conditions.text_digest),
             "profile": (first.profile, other.profile),
+            "tasks": (set(first.tasks), set(other.tasks)),
+            "tokenizer": (
+                first.conditions.vocabulary_digest,
+                other.conditions.vocabulary_digest,
+            ),
         }
         differing = [what for what, (a, b) in pairs.items() if a != b]
         if differing:
@@ -137,21 +171,31 @@ def _front(ordered: Sequence[Row], loss: Mapping[int, float]) -> list[int]:
     return [i for i, best in zip(loss, pareto(points), strict=True) if best]
 
 
+def mark_indistinguishable(rows: Sequence[Row]) -> list[Row]:
+    """Adjust the files' p for their number, and mark those whose answers may be the base's."""
+    marked = list(rows)
+    tested = [i for i, row in enumerate(rows) if row.p_holm is not None and not row.is_base]
+    for i, p in zip(tested, holm([rows[i].p_holm or 0.0 for i in tested]), strict=True):
+        marked[i] = replace(rows[i], p_holm=p, indistinguishable=p >= ALPHA)
+    return marked
+
+
 def recommend(ordered: Sequence[Row], max_loss_points: float) -> list[Row]:
-    """Mark the smallest file that loses at most ``max_loss_points`` of the base's accuracy."""
-    for i, row in enumerate(ordered):
-        enough = row.delta is not None and 100 * row.delta >= -max_loss_points
-        if enough and not row.is_base:
-            return [*ordered[:i], replace(row, recommended=True), *ordered[i + 1 :]]
-    return list(ordered)
+    """Mark the smallest file indistinguishable from the base.
+
+    If there is none, the smallest that loses at most ``max_loss_points`` of the base's accuracy.
+    """
+    files = [i for i, row in enumerate(ordered) if not row.is_base and row.delta is not None]
+    same = [i for i in files if ordered[i].indistinguishable]
+    near = [i for i in files if 100 * (ordered[i].delta or 0.0) >= -max_loss_points]
+    chosen = next(iter(same or near), None)
+    return [replace(row, recommended=i == chosen) for i, row in enumerate(ordered)]
 
 
-def _row(
-    name: str, each: Evaluation, base: Answers | None, answers: Answers, *, is_base: bool
-) -> Row:
+def _row(name: str, each: Evaluation, versus: Comparison | None, *, is_base: bool) -> Row:
     asked = each.questions.get("continuation")
     letter = each.questions.get("letter")
-    delta, delta_95 = (None, None) if base is None else paired(base, answers)
+    cost = sections.costs_of(each)["lambda-x86"]
     return Row(
         name=name,
         type=each.type,
@@ -160,8 +204,12 @@ def _row(
         bits_per_weight=each.bits_per_weight,
         accuracy=asked.accuracy if asked else None,
         accuracy_stderr=asked.stderr if asked else None,
-        delta=delta,
-        delta_95=delta_95,
+        delta=versus.difference if versus else None,
+        delta_low=versus.low if versus else None,
+        delta_high=versus.high if versus else None,
+        lost=versus.lost if versus else None,
+        gained=versus.gained if versus else None,
+        p_holm=versus.p if versus and not is_base else None,
         letter_accuracy=letter.accuracy if letter else None,
         perplexity=each.perplexity.value if each.perplexity else None,
         bits_per_byte=each.perplexity.bits_per_byte if each.perplexity else None,
@@ -172,27 +220,9 @@ def _row(
         generate_tok_per_s=each.speed.generate_tok_per_s if each.speed else None,
         peak_rss_mib=each.speed.peak_rss_mib if each.speed else None,
         load_s=each.speed.load_s if each.speed else None,
+        usd_per_million_tokens=cost.usd_per_million_tokens if cost else None,
         is_base=is_base,
     )
-
-
-def paired(base: Answers, answers: Answers) -> tuple[float | None, float | None]:
-    """Accuracy by continuation minus the base's, and half its 95 % interval, question by question.
-
-    Most questions are answered alike by both, so this interval is far narrower than what two
-    separate error bars suggest.
-    """
-    differences = [
-        right - base[key]
-        for key, right in answers.items()
-        if key[0] == "continuation" and key in base
-    ]
-    n = len(differences)
-    if n < 2:
-        return None, None
-    mean = sum(differences) / n
-    variance = sum((each - mean) ** 2 for each in differences) / (n - 1)
-    return mean, _NORMAL_95 * sqrt(variance / n)
 
 
 def _answers(folder: Path) -> Answers:
@@ -207,7 +237,7 @@ def _answers(folder: Path) -> Answers:
         raise InputError(f"{path} cannot be read: {error}", "evaluate the model again") from error
 
 
-def _names(evaluations: Sequence[Path], read: Sequence[Evaluation]) -> list[str]:
+def names(evaluations: Sequence[Path], read: Sequence[Evaluation]) -> list[str]:
     """Each evaluation's name, with its folder's where two have the same."""
     count = Counter(each.name for each in read)
     return [

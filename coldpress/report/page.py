@@ -9,15 +9,35 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from coldpress import __version__
+from coldpress.cost import REQUEST_TOKENS, Prices, prices
 from coldpress.evaluate.result import Evaluation
-from coldpress.report import words
-from coldpress.report.compare import Row, base_of
+from coldpress.report import sections, words
+from coldpress.report.compare import Compared, Row, base_of
+from coldpress.report.sections import Categories, Costs, Pair, Point, Start, TaskLine
 from coldpress.report.stage import ReportOptions
+
+_NOTES = {
+    "cost_note": (
+        "An estimate, not a measurement: it takes the platform's vCPU to generate as fast as a thread of"
+        " the machine measured here, a vCPU per thread, one request at a time. The instance is the"
+        " smallest with so many vCPUs that holds the measured peak memory; of several measured thread"
+        " counts the cheapest counts. Prompts, cold starts and the"
+        " free tier are not in it. Arm was not measured: its column is the same speed at its price."
+    ),
+    "start_note": (
+        "In a process that has the libraries loaded; the first token follows a prompt of 32 tokens. Cold:"
+        " the kernel was told to forget the file; the host and the disk may still have had it."
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything a page says. ``subjects``: subject → accuracy of each file in ``compared``."""
+    """Everything a page says, file by file in the rows' order.
+
+    ``subjects``: subject → accuracy of each file in ``compared``. ``pairs``: every file against
+    every smaller one. ``categories`` are empty where the questions are not MMLU's.
+    """
 
     title: str
     headline: str
@@ -26,27 +46,48 @@ class Facts:
     measured: tuple[tuple[str, str], ...]
     compared: tuple[str, ...]
     subjects: dict[str, tuple[float, ...]]
+    pairs: tuple[Pair, ...]
+    categories: tuple[Categories, ...]
+    tasks: tuple[TaskLine, ...]
+    costs: tuple[Costs, ...]
+    prices: Prices
+    request_tokens: int
+    starts: tuple[Start, ...]
+    grid: tuple[Point, ...]
 
 
-def facts(read: Sequence[Evaluation], rows: Sequence[Row], options: ReportOptions) -> Facts:
+def facts(compared: Compared, options: ReportOptions) -> Facts:
     """Put evaluations and their rows into words."""
-    compared, subjects = _subjects(read, rows)
+    rows, read = compared.rows, compared.evaluations
+    names = [row.name for row in rows]
+    shown, subjects = _subjects(compared)
     return Facts(
         title=options.title,
         headline=_headline(rows),
         reason=_reason(rows, options.max_loss_points),
-        rows=tuple(rows),
+        rows=rows,
         measured=tuple(_measured(read)),
-        compared=compared,
+        compared=shown,
         subjects=subjects,
+        pairs=sections.pairs(names, compared.answers, options.seed),
+        categories=sections.categories(names, compared.answers),
+        tasks=sections.tasks(read),
+        costs=sections.costs(names, read),
+        prices=prices(),
+        request_tokens=REQUEST_TOKENS,
+        starts=sections.starts(names, read),
+        grid=sections.grid(names, read),
     )
 
 
 def html(facts: Facts, drawings: Mapping[str, str]) -> str:
     """One page with nothing outside it: style and figures are inside, no script."""
+    matrix = {(pair.name, pair.reference): pair for pair in facts.pairs}
     svgs = {name: Markup(svg) for name, svg in drawings.items()}  # noqa: S704  # drawn by us
     return (
-        _environment(escape=True).get_template("page.html.j2").render(**vars(facts), drawings=svgs)
+        _environment(escape=True)
+        .get_template("page.html.j2")
+        .render(**_given(facts), drawings=svgs, matrix=matrix)
     )
 
 
@@ -55,13 +96,20 @@ def markdown(facts: Facts, drawings: Sequence[str]) -> str:
     return (
         _environment(escape=False)
         .get_template("page.md.j2")
-        .render(**vars(facts), drawings=drawings)
+        .render(**_given(facts), drawings=drawings)
     )
+
+
+def _given(facts: Facts) -> dict[str, Any]:
+    """The facts and what both pages say of them in the same words."""
+    same = [row.name for row in facts.rows if row.indistinguishable]
+    base = next((row.name for row in facts.rows if row.is_base), None)
+    return {**vars(facts), "same": same, "base": base, **_NOTES}
 
 
 def plain(facts: Facts) -> dict[str, Any]:
     """The same as plain values."""
-    return asdict(facts)
+    return {**asdict(facts), "prices": facts.prices.model_dump(mode="json")}
 
 
 def _environment(*, escape: bool) -> Environment:
@@ -73,7 +121,11 @@ def _environment(*, escape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for filter_ in (words.size, words.percent, words.points, words.number, words.kl, words.method):
+    filters = (
+        words.size, words.percent, words.points, words.number, words.kl, words.method,
+        words.seconds, words.p, words.usd, words.platform, words.instance, words.interval, words.figure,
+    )  # fmt: skip
+    for filter_ in filters:
         environment.filters[filter_.__name__] = filter_
     return environment
 
@@ -94,9 +146,16 @@ def _headline(rows: Sequence[Row]) -> str:
 
 def _reason(rows: Sequence[Row], max_loss_points: float) -> str:
     limit = f"{max_loss_points:g} point" + ("" if max_loss_points == 1 else "s")
-    if not any(row.recommended for row in rows):
-        return f"No file is within {limit} of the base's accuracy."
-    return f"It is the smallest file within {limit} of the base's accuracy."
+    base = next((row.name for row in rows if row.is_base), "the base")
+    row = next((row for row in rows if row.recommended), None)
+    if row is None:
+        return f"No file is indistinguishable from {base} or within {limit} of its accuracy."
+    if row.indistinguishable:
+        why = f"It is the smallest file indistinguishable from {base}"
+    else:
+        why = f"No file is indistinguishable from {base}; this is the smallest that loses at most {limit}"
+    interval = f"{words.points(row.delta_low)} to {words.points(row.delta_high)}"
+    return f"{why}; the 95{words.NBSP}% interval of its difference is {interval} points."
 
 
 def _measured(read: Sequence[Evaluation]) -> list[tuple[str, str]]:
@@ -129,20 +188,17 @@ def _measured(read: Sequence[Evaluation]) -> list[tuple[str, str]]:
     return said
 
 
-def _subjects(
-    read: Sequence[Evaluation], rows: Sequence[Row]
-) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
+def _subjects(compared: Compared) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
     """Accuracy by subject of the base, the recommended and the smallest file."""
-    chosen = [row for row in rows if row.is_base or row.recommended]
-    chosen = [*reversed(chosen), *(row for row in rows[:1] if row not in chosen)]
-    by_size = {(each.name, each.size_bytes): each for each in read}
-    found = [by_size.get((row.name, row.size_bytes)) for row in chosen]
+    files = list(zip(compared.rows, compared.evaluations, strict=True))
+    chosen = [file for file in files if file[0].is_base or file[0].recommended]
+    chosen = [*reversed(chosen), *(file for file in files[:1] if file not in chosen)]
     tables = [
         each.questions["continuation"].by_subject
-        for each in found
-        if each is not None and "continuation" in each.questions
+        for _, each in chosen
+        if "continuation" in each.questions
     ]
     if len(tables) != len(chosen) or not tables:
         return (), {}
     subjects = {name: tuple(table[name] for table in tables) for name in sorted(tables[0])}
-    return tuple(row.name for row in chosen), subjects
+    return tuple(row.name for row, _ in chosen), subjects

@@ -1,4 +1,4 @@
-"""Evaluations → ``report.html``, ``report.md``, ``report.json`` and the figures as SVG."""
+"""Evaluations → ``report.html``, ``report.md``, ``report.json``, the figures as SVG and a card per file."""
 
 import json
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from coldpress import __version__, artifact
+from coldpress.cost import PRICES
 from coldpress.errors import UsageError
 
 
@@ -15,11 +16,14 @@ class ReportOptions:
 
     Args:
         title: the page's title.
-        max_loss_points: points of accuracy that the recommended file may lose to the base.
+        max_loss_points: points of accuracy that the recommended file may lose to the base, if
+            every file can be told from it.
+        seed: draws the bootstrap's samples.
     """
 
     title: str = "What compression costs"
     max_loss_points: float = 1.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.max_loss_points < 0:
@@ -34,6 +38,7 @@ class Reported:
     markdown: str
     json: str
     figures: tuple[str, ...]
+    cards: tuple[str, ...]
     n_files: int
     recommended: str | None
 
@@ -44,8 +49,13 @@ def plan(
     """What a report depends on: (inputs, resolved options)."""
     if not evaluations:
         raise UsageError("no evaluations are given", "name the folders that evaluate wrote")
+    from coldpress.report.cards import measured_artifacts
+
     inputs = {f"evaluation {i:02d}": folder for i, folder in enumerate(evaluations)}
-    return inputs, {**asdict(options), "coldpress": __version__}
+    made = measured_artifacts(evaluations)
+    inputs |= {f"file {i:02d}": made[of] for i, of in enumerate(evaluations) if of in made}
+    prices = artifact.sha256_file(PRICES)
+    return inputs, {**asdict(options), "coldpress": __version__, "prices": prices}
 
 
 def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Reported:
@@ -58,22 +68,25 @@ def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Re
         UsageError: they were not taken with the same questions, text and profile.
         InputError: a folder holds no evaluation.
     """
-    from coldpress.report import figures, page
-    from coldpress.report.compare import load, rows
+    from coldpress.report import cards, figures, page
+    from coldpress.report.compare import load, side_by_side
 
     inputs, resolved = plan(evaluations, out, options)
-    read = load(evaluations)
-    table = rows(evaluations, options.max_loss_points)
+    compared = side_by_side(evaluations, options.max_loss_points, options.seed)
+    table = compared.rows
     drawn = {"accuracy.svg": figures.accuracy(table), "kl.svg": figures.divergence(table)}
     drawings = {name: svg for name, svg in drawn.items() if svg is not None}
-    facts = page.facts(read, table, options)
+    facts = page.facts(compared, options)
+    written = cards.texts(evaluations, load(evaluations), table, facts.measured)
     texts = {
         "report.html": page.html(facts, drawings),
         "report.md": page.markdown(facts, list(drawings)),
         "report.json": json.dumps(page.plain(facts), indent=1, ensure_ascii=False) + "\n",
         **drawings,
+        **written,
     }
     with artifact.create(out, "report", inputs=inputs, options=resolved) as draft:
+        (draft.folder / cards.FOLDER).mkdir()
         for name, text in texts.items():
             (draft.folder / name).write_text(text, encoding="utf-8")
     return Reported(
@@ -81,6 +94,7 @@ def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Re
         markdown=str(out / "report.md"),
         json=str(out / "report.json"),
         figures=tuple(str(out / name) for name in drawings),
+        cards=tuple(str(out / name) for name in written),
         n_files=len(table),
         recommended=next((row.name for row in table if row.recommended), None),
     )

@@ -26,7 +26,14 @@ def prompt_tokens(model: Model, messages: tuple[dict[str, str], ...]) -> list[in
     return model.tokenize(text, add_special=not written, parse_special=True)
 
 
-def render(template: str, messages: tuple[dict[str, str], ...], *, bos: str, eos: str) -> str:
+def render(
+    template: str,
+    messages: tuple[dict[str, str], ...],
+    *,
+    bos: str,
+    eos: str,
+    add_generation_prompt: bool = True,
+) -> str:
     """Apply a template as transformers does.
 
     Raises:
@@ -36,7 +43,10 @@ def render(template: str, messages: tuple[dict[str, str], ...], *, bos: str, eos
 
     try:
         return _compiled(template).render(
-            messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
+            messages=messages,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=bos,
+            eos_token=eos,
         )
     # A template is a program: it may also divide by zero or index what is not there.
     except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
