@@ -30,19 +30,22 @@ def _equal_bytes(report: dict[str, Any]) -> str:
         for each in report["models"]["demo"]["budgets"]
         if each["budget"].endswith("bpw") and each["preset"]
     ]
-    n_budgets = sum(len(model["budgets"]) for model in report["models"].values())
+    models = report["models"]
+    inside = [each for model in models.values() for each in model["budgets"] if _in_scope(each)]
+    healed = [name for name, model in models.items() if model["healed"]]
     return "\n".join(
         [
-            f"At every one of {n_budgets} budgets on {len(report['models'])} models, 2.3 to 6 bits per weight, the"
-            " file that `coldpress quantize --size` makes has at most"
+            f"At every one of {len(inside)} budgets from 2.3 to 6 bits per weight, on {len(models)} models"
+            f" ({', '.join(models)}; healed: {', '.join(healed) or 'none'}), the file of"
+            " `coldpress quantize --size` has at most"
             f" **{head['worst_kl_ratio_below_3_2_bpw']:.2f}×** (below 3.2 bits) and"
             f" **{head['worst_kl_ratio_above_3_2_bpw']:.2f}×** (above) the KL divergence of llama.cpp's best"
             " imatrix preset of up to the next larger size"
-            f" (median {head['median_kl_ratio']:.2f}×), and at most {head['worst_kl_ratio_vs_gptq']:.3f}× that of"
+            f" (median {head['median_kl_ratio']:.2f}×), and at most {head['worst_kl_ratio_vs_gptq']:.2f}× that of"
             " GPTQ at its checkpoint's bytes. Judged by `llama-perplexity --kl-divergence` on held-out text; the"
             " demo model's ladder:",
             "",
-            "| bits/weight | bytes | KL | llama.cpp's preset | its bytes | its KL | ratio | accuracy minus preset's |",
+            "| bits/weight | bytes | KL | llama.cpp's preset | its bytes | its KL | ratio | accuracy gained |",
             "| ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
             *(_budget(each) for each in budgets),
             "",
@@ -50,6 +53,10 @@ def _equal_bytes(report: dict[str, Any]) -> str:
             f" `{conditions['command']}`, {conditions['date']}.",
         ]
     )
+
+
+def _in_scope(each: dict[str, Any]) -> bool:
+    return each["preset"] is not None and 2.29 <= each["bits_per_weight"] <= 6.01
 
 
 def _budget(each: dict[str, Any]) -> str:
@@ -71,11 +78,19 @@ def _ablation(report: dict[str, Any]) -> str:
             f"| KL at the same bytes ({sizes}) | {' | '.join(types)} |",
             f"| --- |{' ---: |' * len(types)}",
             *(
-                f"| {step} | {' | '.join(f'{rows[i]["kl"]:.4f}' for rows in types.values())} |"
+                _step(step, [_kl(rows, i) for rows in types.values()])
                 for i, step in enumerate(steps)
             ),
         ]
     )
+
+
+def _kl(rows: list[dict[str, Any]], i: int) -> str:
+    return f"{rows[i]['kl']:.4f}" if i < len(rows) else "–"
+
+
+def _step(step: str, values: list[str]) -> str:
+    return f"| {step} | {' | '.join(values)} |"
 
 
 def _results(demo: dict[str, Any]) -> str:

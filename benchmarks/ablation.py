@@ -33,6 +33,7 @@ from coldpress.quantize.write import write
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "reports/ablation.json"
 KINDS = ("Q2_K", "Q4_K")
+HEALED = ("Q2_K",)  # Minutes each.
 Round = Callable[[Floats, GgmlType, Factor], Bytes]
 
 
@@ -107,14 +108,14 @@ def steps(bench: Bench, kind: GgmlType, calibration: Path) -> list[dict[str, Any
     return found
 
 
-def searched(bench: Bench, size: int, calibration: Path) -> list[dict[str, Any]]:
+def searched(bench: Bench, size: int, calibration: Path, *, heals: bool) -> list[dict[str, Any]]:
     """The same bytes with searched types, and those healed."""
     found, model = [], bench.subject.model
     folder = bench.folder / "ours"
-    for step, name, options in (
-        ("+ allocation", f"{size}", QuantizeOptions(size=str(size))),
-        ("+ allocation + heal", f"{size}-healed", QuantizeOptions(size=str(size), heal=True)),
-    ):
+    ways = {"+ allocation": (f"{size}", QuantizeOptions(size=str(size)))}
+    if heals:
+        ways["+ heal"] = (f"{size}-healed", QuantizeOptions(size=str(size), heal=True))
+    for step, (name, options) in ways.items():
         out = folder / name
         if not (out / "model.gguf").is_file():
             quantize(bench.bf16, out, options, calibration=calibration, model=model)
@@ -136,7 +137,7 @@ def main() -> None:
     for name in KINDS:
         kind = TYPES[name]
         found = steps(bench, kind, calibration)
-        found += searched(bench, found[1]["size_bytes"], calibration)
+        found += searched(bench, found[1]["size_bytes"], calibration, heals=name in HEALED)
         types[name] = found
     report = {"conditions": equal_bytes.conditions("python -m benchmarks.ablation"), "types": types}
     REPORT.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

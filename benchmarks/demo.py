@@ -1,6 +1,7 @@
 """Run the demo as a newcomer would and write ``reports/demo.json``.
 
-``make demo`` is run twice, the first time with nothing to reuse but the installation. The cold start is asked for several times: it is noisier than the rest.
+``make demo`` is run twice, the first time with nothing to reuse but the installation. The cold start is asked
+for several times: it is noisier than the rest.
 """
 
 import datetime

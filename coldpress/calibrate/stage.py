@@ -1,6 +1,8 @@
 """Text → what every linear layer is given: its input's second moments, and their diagonal."""
 
+import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,7 @@ def calibrate(
     with artifact.create(out, "calibrate", inputs=inputs, options=resolved) as draft:
         overlap.write(draft.folder, sketch)
         n_layers = _collect(model, draft.folder, tokens, text.name)
+    _give_back_memory()
     return Calibrated(
         path=str(out / "imatrix.gguf"),
         n_layers=n_layers,
@@ -123,6 +126,12 @@ def _collect(model: Path, folder: Path, tokens: Any, dataset: str) -> int:
         imatrix.from_moments(sums, counts, dataset, tokens.shape[1], len(tokens)),
     )
     return len(sums)
+
+
+def _give_back_memory() -> None:
+    """glibc keeps what many layers' activations took, and rounding needs it next."""
+    with suppress(AttributeError):  # Another C library has no such function.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def held_out(sequences: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coldpress.quantize.rounding.factor import factor, invert_upper
+from coldpress.quantize.rounding.factor import Factor, factor, invert_upper
 
 _BLOCK = 128
 _MIN_SCALE = 2.0**-24  # The smallest half: scales are stored so.
@@ -39,6 +39,13 @@ class Rounded(NamedTuple):
         return self.scales[group].T * (self.codes - self.zeros.float()[group].T)
 
 
+class Prepared(NamedTuple):
+    """The order in which columns are rounded, and the factor of H in that order."""
+
+    order: Tensor
+    factor: Factor
+
+
 def quantize_matrix(
     W: Tensor,
     H: Tensor,
@@ -61,8 +68,20 @@ def quantize_matrix(
     Raises:
         InputError: H is not finite, or not positive however it is damped.
     """
+    return quantize_factored(W, prepare(H, act_order, damp), bits, group_size, search)
+
+
+def prepare(H: Tensor, act_order: bool, damp: float) -> Prepared:
+    """What rounding needs of H, which may be let go then; see ``quantize_matrix``."""
     order = torch.argsort(H.diagonal(), descending=True) if act_order else torch.arange(len(H))
-    its = factor(H, damp, order)
+    return Prepared(order, factor(H, damp, order))
+
+
+def quantize_factored(
+    W: Tensor, prepared: Prepared, bits: int, group_size: int, search: bool
+) -> Rounded:
+    """``quantize_matrix`` from there on."""
+    order, its = prepared
     columns = W.T[order].float()  # (in, out): a column's weights lie together in memory
     codes, scales, zeros = _walk(columns, its.R, bits, group_size, _SHRINKS if search else 1)
     back = torch.argsort(order)

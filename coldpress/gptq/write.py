@@ -13,7 +13,7 @@ from coldpress import __version__
 from coldpress.convert import checks
 from coldpress.errors import CorruptModelError, InputError, UnsupportedModelError
 from coldpress.gptq import pack
-from coldpress.gptq.kernel import Rounded, quantize_matrix
+from coldpress.gptq.kernel import Prepared, Rounded, prepare, quantize_factored
 from coldpress.gptq.layout import V1
 from coldpress.gptq.options import GptqOptions
 from coldpress.gptq.stream import Entry, Source, copy_beside
@@ -138,7 +138,7 @@ def _tensors(
     options: GptqOptions,
     raised: dict[str, float],
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the file; layers that share an input are rounded as one, H being the same."""
+    """Every tensor of the file; layers that share an input share its factor."""
     for name in source.entries:
         if name not in layers:
             yield name, source.tensor(name)
@@ -148,35 +148,29 @@ def _tensors(
     n_weights = sum(_numel(source.entries[parameter]) for parameter in layers)
     with task("rounding", n_weights) as advance:
         for parameters in shared.values():
-            weights = [_finite(source, parameter) for parameter in parameters]
-            H = torch.tensor(statistics.hessian(layers[parameters[0]])[0])
-            rounded = _round(torch.cat(weights), H, options)
-            if rounded.damp > options.damp:
-                raised |= dict.fromkeys(parameters, rounded.damp)
-            start = 0
-            for parameter, W in zip(parameters, weights, strict=True):
-                rows = slice(start, start := start + len(W))
-                yield from _packed(parameter.removesuffix(_WEIGHT), rounded, rows, options.bits)
+            prepared = _prepare(statistics, layers[parameters[0]], options)
+            for parameter in parameters:
+                W = _finite(source, parameter)
+                rounded = quantize_factored(
+                    W, prepared, options.bits, options.group_size, options.search
+                )
+                if rounded.damp > options.damp:
+                    raised[parameter] = rounded.damp
+                yield from _packed(parameter.removesuffix(_WEIGHT), rounded, options.bits)
                 advance(W.numel())
 
 
-def _round(W: Tensor, H: Tensor, options: GptqOptions) -> Rounded:
-    return quantize_matrix(
-        W,
-        H,
-        options.bits,
-        options.group_size,
-        options.act_order,
-        options.damp,
-        options.search,
-    )
+def _prepare(statistics: "Statistics", name: str, options: GptqOptions) -> Prepared:
+    """Factor a second moment; it is memory-mapped, and unmapped when this returns."""
+    H = torch.from_numpy(statistics.hessian(name)[0])
+    return prepare(H, options.act_order, options.damp)
 
 
-def _packed(layer: str, rounded: Rounded, rows: slice, bits: int) -> Iterator[tuple[str, Tensor]]:
-    """A layer's four tensors; its weights are some rows of what was rounded."""
-    yield f"{layer}.qweight", pack.pack(rounded.codes[rows].T.contiguous(), bits)
-    yield f"{layer}.qzeros", pack.pack_zeros(rounded.zeros[:, rows], bits)
-    yield f"{layer}.scales", rounded.scales[:, rows].half()
+def _packed(layer: str, rounded: Rounded, bits: int) -> Iterator[tuple[str, Tensor]]:
+    """A layer's four tensors."""
+    yield f"{layer}.qweight", pack.pack(rounded.codes.T.contiguous(), bits)
+    yield f"{layer}.qzeros", pack.pack_zeros(rounded.zeros, bits)
+    yield f"{layer}.scales", rounded.scales.half()
     yield f"{layer}.g_idx", rounded.g_idx
 
 
