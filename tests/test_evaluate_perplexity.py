@@ -124,7 +124,8 @@ def test_kl_is_the_slow_loop_over_all_logits(
     # One chunk at a time takes other kernels, which round activations differently: 1.2e-3 seen.
     assert found.mean == pytest.approx(np.mean(expected), rel=3e-3)
     assert found.max == pytest.approx(np.max(expected), rel=3e-3)
-    assert found.same_top1 == pytest.approx(np.mean(same))
+    # Two tokens of a random model may be as likely but for that, and either comes first.
+    assert found.same_top1 == pytest.approx(np.mean(same), abs=1.5 / len(same))
     assert sampled.mean == pytest.approx(found.mean, rel=0.1)
 
 

@@ -125,7 +125,7 @@ def test_llama_imatrix_finds_the_same_of_experts(made: Made, peers: Path, tmp_pa
     compared = 0
     for name in ours.sums:
         for expert in set(range(len(ours.counts[name]))) - set(known.filled(name)):
-            assert ours.counts[name][expert] == pytest.approx(theirs.counts[name][expert], abs=2)
+            assert ours.counts[name][expert] == pytest.approx(theirs.counts[name][expert], rel=5e-3)
             found, wanted = ours.sums[name][expert], theirs.sums[name][expert]
             # A token near the border may go to another expert there, and weighs some percent here.
             np.testing.assert_allclose(found, wanted, rtol=0.1)

@@ -81,7 +81,7 @@ def _upper(H: Tensor, turned: Tensor, added: float) -> Tensor | None:
 
 def _reverse(flat: Tensor) -> None:
     """Turn a vector about in place."""
-    half, step = len(flat) // 2, 1 << 22
+    half, step = len(flat) // 2, 1 << 18
     for start in range(0, half, step):
         stop = min(start + step, half)
         head, tail = flat[start:stop], flat[len(flat) - stop : len(flat) - start]
