@@ -127,8 +127,10 @@ def test_llama_imatrix_finds_the_same_of_experts(made: Made, peers: Path, tmp_pa
         for expert in set(range(len(ours.counts[name]))) - set(known.filled(name)):
             assert ours.counts[name][expert] == pytest.approx(theirs.counts[name][expert], rel=5e-3)
             found, wanted = ours.sums[name][expert], theirs.sums[name][expert]
-            # A token near the border may go to another expert there, and weighs some percent here.
-            np.testing.assert_allclose(found, wanted, rtol=0.1)
+            # A token near the border may go to another expert there, and rule one input here; other
+            # kernels on another CPU move other tokens. All inputs together hardly notice.
+            assert np.abs(found - wanted).sum() < 0.02 * wanted.sum()
+            np.testing.assert_allclose(found, wanted, rtol=0.3)
             compared += "_exps" in name
     assert compared > 4
 
