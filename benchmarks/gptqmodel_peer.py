@@ -114,6 +114,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         done = subprocess.run(
             [*map(str, command), *map(str, settings)],
             env={**environment(), "OMP_NUM_THREADS": str(arguments.threads)},
+            cwd=scratch,  # It writes a log into the folder that it is started in.
             capture_output=True,
             text=True,
             check=False,

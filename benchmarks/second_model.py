@@ -1,10 +1,9 @@
 """Train the second model of the benchmarks: another shape, another text, a head of its own.
 
 ``python benchmarks/second_model.py OUT`` writes OUT/model, OUT/calibration.txt and OUT/heldout.txt,
-in 15 to 30 minutes of one core; the same command continues where it was stopped. Its rows are
-multiples of 256, so every type fits; hidden 512, two key-value heads, untied; its channels stay as
-training left them. Of the stories and of the articles, training, calibration and held-out text are
-different ones.
+in 15 to 30 minutes of one core; stopped, it starts anew. Its rows are multiples of 256, so every type
+fits; hidden 512, two key-value heads, untied; its channels stay as training left them. Of the stories
+and of the articles, training, calibration and held-out text are different ones.
 """
 
 import json
