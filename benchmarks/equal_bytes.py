@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import answers, equal_bytes_figure, gptq_rival, judge, ours, rivals, subjects
 from benchmarks.rivals import File
-from benchmarks.rows import Row, headline, versus
+from benchmarks.rows import Row, headline, in_scope, versus
 from benchmarks.subjects import Subject
 from coldpress import artifact, libllama
 from coldpress.checkpoint import gguf_header
@@ -179,6 +179,7 @@ def write(models: dict[str, Any]) -> None:
     everything = [each for model in models.values() for each in model["budgets"]]
     report = {
         "headline": headline(everything) | _rounding_cost(),
+        "n_budgets": sum(each["preset"] is not None for each in in_scope(everything)),
         "definitions": DEFINITIONS,
         "headline_by_model": {name: headline(model["budgets"]) for name, model in models.items()},
         "conditions": conditions("python -m benchmarks.equal_bytes"),

@@ -71,10 +71,15 @@ def _figures(row: Row) -> dict[str, Any]:
     return {name: getattr(row, name) for name in wanted}
 
 
-def headline(budgets: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """The worst and the median quotient over the budgets from 2.3 to 6 bits per weight."""
+def in_scope(budgets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The budgets from 2.3 to 6 bits per weight."""
     low, high = SCOPE_BPW
-    inside = [each for each in budgets if low <= each["bits_per_weight"] <= high]
+    return [each for each in budgets if low <= each["bits_per_weight"] <= high]
+
+
+def headline(budgets: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The worst and the median quotient over the budgets in scope."""
+    inside = in_scope(budgets)
     preset = [each for each in inside if each["kl_ratio_preset"] is not None]
     above = [e["kl_ratio_preset"] for e in preset if e["bits_per_weight"] >= SPLIT_BPW]
     below = [e["kl_ratio_preset"] for e in preset if e["bits_per_weight"] < SPLIT_BPW]

@@ -146,7 +146,8 @@ def test_held_rows_are_the_held_out_sequences_inputs(tmp_path: Path) -> None:
         for expert, X in enumerate(held[name]):
             rows = each.held[expert, : len(X)]
             order = [np.lexsort(np.round(Y[:, :4], 4).T) for Y in (rows, X)]
-            np.testing.assert_allclose(rows[order[0]], X[order[1]], rtol=1e-5, atol=1e-4)
+            # Float32, as the moments above: the largest inputs are 10 to 100.
+            np.testing.assert_allclose(rows[order[0]], X[order[1]], atol=3e-6 * np.abs(X).max())
             assert not each.held[expert, len(X) :].any()
 
 

@@ -64,8 +64,8 @@ def test_a_limit_holds_up_to_its_own_value(
     exact = check(run, Limits(max_mmlu_drop=100)).checks[0].measured
     if limit == "max_mmlu_drop":
         at, beyond = exact, exact - 0.01
-    holds = check(run, Limits(**{limit: at}))  # type: ignore[arg-type]
-    broken = check(run, Limits(**{limit: beyond}))  # type: ignore[arg-type]
+    holds = check(run, Limits(**{limit: at}))
+    broken = check(run, Limits(**{limit: beyond}))
     assert holds.holds and holds.checks[0].ok
     assert not broken.holds and not broken.checks[0].ok
     enforce(holds)
@@ -116,7 +116,7 @@ def test_a_figure_that_is_no_number_holds_no_limit(tmp_path: Path, figure: float
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_a_limit_that_is_no_limit_is_refused(limit: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"--{limit.replace('_', '-')} is"):
-        Limits(**{limit: value})  # type: ignore[arg-type]
+        Limits(**{limit: value})
 
 
 def test_a_changed_report_is_refused(run: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests import tiny_models
 from tests.test_network import Weights, reader_of
 
 KINDS = [pytest.param(kind, id=kind.name) for kind in TYPES.values()]
-OPTIONS = HealOptions(steps=24, batch_tokens=128, own_tokens=3072, evaluate_every=8, rate=0.01)
+OPTIONS = HealOptions(steps=40, batch_tokens=128, own_tokens=3072, evaluate_every=8, rate=0.01)
 
 
 def decoded(data: Bytes, kind: GgmlType) -> Floats:
@@ -168,7 +168,7 @@ def test_healing_lowers_kl_on_text_that_was_not_trained_on(
     done = heal(network, tensors, OPTIONS)
     assert done.healed
     # Random text teaches a random model little; how much there is to gain is measured on the demo model.
-    assert done.kl_after_nats < done.kl_before_nats
+    assert done.kl_after_nats < 0.9 * done.kl_before_nats
     assert done.kl_before_nats == pytest.approx(kl_of(network, tensors, {}), rel=1e-6)
     after = {name: (kind, done.tensors[name]) for name in tensors}
     assert kl_of(network, after, done.norms) == pytest.approx(done.kl_after_nats, rel=1e-6)

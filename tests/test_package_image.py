@@ -18,7 +18,7 @@ import pytest
 from coldpress import artifact
 from coldpress.cache import cache_dir
 from coldpress.errors import InputError, IntegrityError, TooLargeError, ToolError
-from coldpress.package import Packaged, PackageOptions, app, package, plan
+from coldpress.package import Packaged, PackageOptions, app, package, plan, stage
 from coldpress.package.base import architecture
 from coldpress.package.layer import File
 from tests import containers
@@ -113,6 +113,19 @@ def test_another_folder_umask_and_cache_give_the_same_digest(
     assert artifact.sha256_file(tmp_path / "out" / "image.tar") == artifact.sha256_file(
         cloudrun.archive
     )
+
+
+def test_another_patch_release_compiles_anew(
+    demo_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLDPRESS_CACHE", str(tmp_path / "cache"))
+    options = PackageOptions(target="cloudrun")
+    before = plan(demo_checkpoint, tmp_path, options)
+    blob = stage._python_layer(app.entries()[:1])
+    monkeypatch.setattr(sys, "version", "3.11.2 (main, Apr 28 2025, 14:11:48) [GCC 12.2.0]")
+    # Its line tables and even its code may differ, though the magic number does not.
+    assert stage._python_layer(app.entries()[:1]).path != blob.path
+    assert plan(demo_checkpoint, tmp_path, options) != before
 
 
 def test_new_app_code_leaves_the_other_layers_alone(

@@ -38,7 +38,7 @@ def record(number: int = 0, **changes: object) -> runs.Record:
         figures={f"Q{number}": Figures(1000 + number, 4.5, 0.9, 0.01, None, 100.0)},
         paths={"out": "/somewhere"},
     )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)
 
 
 def test_a_record_is_one_json_file_named_by_time_and_run_id(tmp_path: Path) -> None:

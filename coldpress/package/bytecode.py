@@ -11,6 +11,11 @@ from coldpress.package.layer import Entry, File
 _WORKER = Path(__file__).with_name("compile_worker.py")
 
 
+def compiler() -> str:
+    """What compiles: a patch release or another build may write other bytes for the same source."""
+    return sys.version
+
+
 def with_bytecode(entries: Iterable[Entry]) -> list[Entry]:
     """Add a pyc for every Python file; this Python's minor version must be the image's.
 

@@ -8,9 +8,9 @@ from typing import get_args
 from coldpress import __version__, artifact, progress
 from coldpress.errors import InputError, TooLargeError, UsageError
 from coldpress.package import app, deploy, limits, runtime
-from coldpress.package.base import Base, architecture, python_version, resolve
+from coldpress.package.base import Base, architecture, resolve
 from coldpress.package.blobs import Blob, cached, key_of
-from coldpress.package.bytecode import with_bytecode
+from coldpress.package.bytecode import compiler, with_bytecode
 from coldpress.package.layer import Entry, File, Layer, unpacked_bytes
 from coldpress.package.limits import Target
 from coldpress.package.oci import Archive, Config
@@ -81,7 +81,7 @@ def plan(
     if options.base != "debian" and Path(options.base).exists():
         inputs["base"] = Path(options.base)
         del plain["base"]
-    plain |= {"app": app.digest(), "runtime": runtime.versions(), "python": python_version()}
+    plain |= {"app": app.digest(), "runtime": runtime.versions(), "python": compiler()}
     return inputs, plain
 
 
@@ -149,7 +149,7 @@ def _weights(checkpoint: Path) -> list[Entry]:
 
 def _python_layer(entries: list[Entry]) -> Blob:
     """A layer of Python code with its bytecode, from the cache where nothing in it has changed."""
-    key = key_of(entries, "bytecode", python_version())
+    key = key_of(entries, "bytecode", compiler())
     return cached(key, lambda: with_bytecode(entries))
 
 

@@ -14,9 +14,8 @@ from coldpress.errors import InputError
 
 DAMP = 0.01
 _MOST_DAMP = 10.0
-_MOST_EXACT = (
-    4096  # Inputs up to which a float64 copy is small; float32 needs no more damping in practice.
-)
+# Inputs up to which a float64 copy is small; float32 needs no more damping in practice.
+_MOST_EXACT = 4096
 _ROWS = 256
 
 
