@@ -43,6 +43,10 @@ def _ask(subject: Subject, gguf: Path, out: Path, base: Path | None) -> Answered
         evaluate(gguf, out, _OPTIONS, **given)
     read = result.read(out)
     samples = map(json.loads, (out / "samples.jsonl").read_text(encoding="utf-8").splitlines())
-    right = {(each["scoring"], each["subject"], each["index"]): each["correct"] for each in samples}
+    right = {
+        (each["scoring"], each["subject"], each["index"]): each["correct"]
+        for each in samples
+        if each["scoring"] == "continuation"
+    }
     kl = read.kl.mean if read.kl else None
     return Answered(kl, read.questions["continuation"].accuracy, right)

@@ -43,16 +43,20 @@ def write(
     subjects: tuple[str, ...] = SUBJECTS,
     speed: result.Speed | None = None,
     tasks: dict[str, result.TaskResult] | None = None,
+    letters: bool = False,
     **changes: Any,
 ) -> Path:
-    """Write one made-up evaluation, of ``gguf`` if given; ``changes`` replace fields of its conditions."""
+    """Write one made-up evaluation, of ``gguf`` if given; ``changes`` replace fields of its conditions.
+
+    ``letters``: as MMLU is published, the one scoring that was asked.
+    """
     name, kind, method, size_mb, share, kl = made
     draw = random.Random(7)
     hard = [draw.random() for _ in range(N_QUESTIONS)]
     right = [share > each for each in hard]
     samples = [
         {
-            "scoring": "continuation",
+            "scoring": "letter" if letters else "continuation",
             "subject": subjects[i % len(subjects)],
             "index": i,
             "log_likelihoods": [-1.0, -2.0, -3.0, -4.0],
@@ -87,7 +91,9 @@ def write(
         n_params=N_PARAMS,
         bits_per_weight=8 * size_bytes / N_PARAMS,
         profile="exact",
-        questions={
+        questions={"letter": result.Accuracy(accuracy, 0.008, N_QUESTIONS, by_subject)}
+        if letters
+        else {
             "continuation": result.Accuracy(accuracy, 0.008, N_QUESTIONS, by_subject),
             "letter": result.Accuracy(0.25 + 0.1 * share, 0.016, N_QUESTIONS, by_subject),
         },

@@ -78,7 +78,7 @@ def test_swapping_the_files_mirrors_everything(asked: list[tuple[bool, bool]]) -
     assert one.difference == pytest.approx(sum(b - a for a, b in asked) / len(asked))
 
 
-def test_only_questions_asked_of_both_by_continuation_count() -> None:
+def test_only_questions_asked_of_both_count() -> None:
     base = of([True, True, False, False])
     other = {
         **of([True, False, True, True]),

@@ -154,11 +154,12 @@ def _figures(measured: Measured) -> str:
         if row.delta is None
         else f"{words.points(row.delta)} [{words.points(row.delta_low)}, {words.points(row.delta_high)}]"
     )
+    other = "continuation" if row.scoring == "letter" else "letter"
     shown = [("this file", row)] + ([] if base is None or row.is_base else [(base.name, base)])
     lines: list[tuple[str, ...]] = [
         ("bytes", *(f"{of.size_bytes:,}" for _, of in shown)),
-        ("accuracy by continuation", *(words.percent(of.accuracy) for _, of in shown)),
-        ("accuracy by letter", *(words.percent(of.letter_accuracy) for _, of in shown)),
+        (f"accuracy by {row.scoring}", *(words.percent(of.accuracy) for _, of in shown)),
+        (f"accuracy by {other}", *(words.percent(of.other_accuracy) for _, of in shown)),
         ("perplexity", *(words.number(of.perplexity) for _, of in shown)),
         ("KL divergence from the base, nats", *(words.kl(of.kl_mean) for _, of in shown)),
         ("same most likely token", *(words.percent(of.same_top1) for _, of in shown)),

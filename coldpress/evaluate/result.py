@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from coldpress.errors import InputError
+from coldpress.validation import first_problem
 
 FILE = "evaluation.json"
 
@@ -136,8 +137,6 @@ def read(folder: Path) -> Evaluation:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder} holds no evaluation", "run coldpress evaluate first") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise InputError(
-            f"{path} is not an evaluation: {where}: {first['msg']}", "evaluate the model again"
+            f"{path} is not an evaluation: {first_problem(error)}", "evaluate the model again"
         ) from error

@@ -9,8 +9,9 @@ from pathlib import Path
 from coldpress.errors import InputError, UsageError
 from coldpress.evaluate import result
 from coldpress.evaluate.result import Evaluation
+from coldpress.evaluate.stage import Scoring
 from coldpress.report import sections
-from coldpress.report.paired import ALPHA, Answers, Comparison, compare, holm
+from coldpress.report.paired import ALPHA, Answers, Comparison, compare, holm, scored
 
 _SAMPLES = "samples.jsonl"
 
@@ -19,11 +20,12 @@ _SAMPLES = "samples.jsonl"
 class Row:
     """One file's figures; None where it was not measured. Shares are 0–1, KL is in nats.
 
-    ``accuracy`` is by continuation. ``delta`` is its difference from the base's over the same
-    questions, ``delta_low`` to ``delta_high`` its 95 % bootstrap interval; ``lost`` and ``gained``
-    are the questions that only the base or only the file answers right. ``p_holm`` is of McNemar's
-    test, adjusted for the number of files; from 0.05 on the file is ``indistinguishable`` from the
-    base. ``usd_per_million_tokens`` is estimated, on Lambda x86.
+    ``accuracy`` is by the report's ``scoring``, ``other_accuracy`` by the other one. ``delta`` is its
+    difference from the base's over the same questions, ``delta_low`` to ``delta_high`` the 95 %
+    bootstrap interval; ``lost`` and ``gained`` are the questions that only the base or only the file
+    answers right. ``p_holm`` is of McNemar's test, adjusted for the number of files; from 0.05 on the
+    file is ``indistinguishable`` from the base. ``first_token_s`` is cold where that was measured;
+    ``usd_per_million_tokens`` is estimated, on Lambda x86.
     ``best_accuracy`` and ``best_kl``: no smaller or equal file is better. ``recommended``: see
     ``recommend``.
     """
@@ -33,6 +35,7 @@ class Row:
     method: str
     size_bytes: int
     bits_per_weight: float
+    scoring: Scoring
     accuracy: float | None
     accuracy_stderr: float | None
     delta: float | None
@@ -41,7 +44,7 @@ class Row:
     lost: int | None
     gained: int | None
     p_holm: float | None
-    letter_accuracy: float | None
+    other_accuracy: float | None
     perplexity: float | None
     bits_per_byte: float | None
     kl_mean: float | None
@@ -51,6 +54,7 @@ class Row:
     generate_tok_per_s: float | None
     peak_rss_mib: float | None
     load_s: float | None
+    first_token_s: float | None
     usd_per_million_tokens: float | None
     is_base: bool
     indistinguishable: bool = False
@@ -63,6 +67,7 @@ class Row:
 class Compared:
     """Files side by side, the smallest first: their rows, what was measured, who answered what."""
 
+    scoring: Scoring
     rows: tuple[Row, ...]
     evaluations: tuple[Evaluation, ...]
     answers: tuple[Answers, ...]
@@ -88,10 +93,12 @@ def side_by_side(
     """
     read = load(evaluations)
     base = base_of(read)
+    scoring = scoring_of(read)
     answers = [_answers(folder) for folder in evaluations]
-    versus = [None if base is None else compare(answers[base], each, seed) for each in answers]
+    asked = [scored(each, scoring) for each in answers]
+    versus = [None if base is None else compare(asked[base], each, seed) for each in asked]
     found = [
-        _row(name, each, against, is_base=i == base)
+        _row(name, each, scoring, against, is_base=i == base)
         for i, (name, each, against) in enumerate(
             zip(names(evaluations, read), read, versus, strict=True)
         )
@@ -99,6 +106,7 @@ def side_by_side(
     order = sorted(range(len(found)), key=lambda i: (found[i].size_bytes, found[i].name))
     ordered = mark_best(mark_indistinguishable([found[i] for i in order]))
     return Compared(
+        scoring=scoring,
         rows=tuple(recommend(ordered, max_loss_points)),
         evaluations=tuple(read[i] for i in order),
         answers=tuple(answers[i] for i in order),
@@ -140,6 +148,17 @@ def base_of(read: Sequence[Evaluation]) -> int | None:
     candidates = [i for i, each in enumerate(read) if each.kl is None and each.method == "base"]
     candidates = candidates or [i for i, each in enumerate(read) if each.kl is None]
     return max(candidates, key=lambda i: read[i].size_bytes, default=None)
+
+
+def scoring_of(read: Sequence[Evaluation]) -> Scoring:
+    """By which scoring files are compared: the one by which the base answers more; letters in a tie.
+
+    A small model answers letters by chance, and a large one is known by its published letters.
+    """
+    base = base_of(read)
+    asked = read[0 if base is None else base].questions
+    scorings: tuple[Scoring, ...] = ("letter", "continuation")
+    return max(scorings, key=lambda scoring: asked[scoring].accuracy if scoring in asked else -1.0)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -192,9 +211,11 @@ def recommend(ordered: Sequence[Row], max_loss_points: float) -> list[Row]:
     return [replace(row, recommended=i == chosen) for i, row in enumerate(ordered)]
 
 
-def _row(name: str, each: Evaluation, versus: Comparison | None, *, is_base: bool) -> Row:
-    asked = each.questions.get("continuation")
-    letter = each.questions.get("letter")
+def _row(
+    name: str, each: Evaluation, scoring: Scoring, versus: Comparison | None, *, is_base: bool
+) -> Row:
+    asked = each.questions.get(scoring)
+    other = each.questions.get("continuation" if scoring == "letter" else "letter")
     cost = sections.costs_of(each)["lambda-x86"]
     return Row(
         name=name,
@@ -202,6 +223,7 @@ def _row(name: str, each: Evaluation, versus: Comparison | None, *, is_base: boo
         method=each.method,
         size_bytes=each.size_bytes,
         bits_per_weight=each.bits_per_weight,
+        scoring=scoring,
         accuracy=asked.accuracy if asked else None,
         accuracy_stderr=asked.stderr if asked else None,
         delta=versus.difference if versus else None,
@@ -210,7 +232,7 @@ def _row(name: str, each: Evaluation, versus: Comparison | None, *, is_base: boo
         lost=versus.lost if versus else None,
         gained=versus.gained if versus else None,
         p_holm=versus.p if versus and not is_base else None,
-        letter_accuracy=letter.accuracy if letter else None,
+        other_accuracy=other.accuracy if other else None,
         perplexity=each.perplexity.value if each.perplexity else None,
         bits_per_byte=each.perplexity.bits_per_byte if each.perplexity else None,
         kl_mean=each.kl.mean if each.kl else None,
@@ -220,9 +242,17 @@ def _row(name: str, each: Evaluation, versus: Comparison | None, *, is_base: boo
         generate_tok_per_s=each.speed.generate_tok_per_s if each.speed else None,
         peak_rss_mib=each.speed.peak_rss_mib if each.speed else None,
         load_s=each.speed.load_s if each.speed else None,
+        first_token_s=_first_token_s(each),
         usd_per_million_tokens=cost.usd_per_million_tokens if cost else None,
         is_base=is_base,
     )
+
+
+def _first_token_s(each: Evaluation) -> float | None:
+    if each.speed is None:
+        return None
+    cold = each.speed.cold_ttft_s
+    return each.speed.ttft_s if cold is None else cold
 
 
 def _answers(folder: Path) -> Answers:

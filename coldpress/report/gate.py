@@ -15,6 +15,7 @@ from coldpress import artifact
 from coldpress.errors import GateError, InputError, UsageError
 from coldpress.evaluate import result
 from coldpress.report.compare import Row, rows
+from coldpress.validation import first_problem
 
 _REPORT = "report.json"
 # Limit → (what it is called, what to do where its figure is missing).
@@ -222,10 +223,12 @@ def _report(folder: Path) -> list[Row]:
     path = folder / _REPORT
     try:
         return TypeAdapter(list[Row]).validate_python(json.loads(path.read_bytes())["rows"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except ValidationError as error:
         raise InputError(
-            f"{path} is not a report: {' '.join(str(error).split())}", "write the report again"
+            f"{path} is not a report: {first_problem(error)}", "write the report again"
         ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a report: {error}", "write the report again") from error
 
 
 def _chosen(path: Path, table: Sequence[Row]) -> Row:

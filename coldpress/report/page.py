@@ -13,6 +13,8 @@ from coldpress.cost import REQUEST_TOKENS, Prices, prices
 from coldpress.evaluate.result import Evaluation
 from coldpress.report import sections, words
 from coldpress.report.compare import Compared, Row, base_of
+from coldpress.report.figures import Drawing
+from coldpress.report.paired import scored
 from coldpress.report.sections import Categories, Costs, Pair, Point, Start, TaskLine
 from coldpress.report.stage import ReportOptions
 
@@ -41,6 +43,7 @@ class Facts:
 
     title: str
     headline: str
+    scoring: str
     reason: str
     rows: tuple[Row, ...]
     measured: tuple[tuple[str, str], ...]
@@ -64,12 +67,15 @@ def facts(compared: Compared, options: ReportOptions) -> Facts:
     return Facts(
         title=options.title,
         headline=_headline(rows),
+        scoring=compared.scoring,
         reason=_reason(rows, options.max_loss_points),
         rows=rows,
         measured=tuple(_measured(read)),
         compared=shown,
         subjects=subjects,
-        pairs=sections.pairs(names, compared.answers, options.seed),
+        pairs=sections.pairs(
+            names, [scored(each, compared.scoring) for each in compared.answers], options.seed
+        ),
         categories=sections.categories(names, compared.answers),
         tasks=sections.tasks(read),
         costs=sections.costs(names, read),
@@ -80,18 +86,18 @@ def facts(compared: Compared, options: ReportOptions) -> Facts:
     )
 
 
-def html(facts: Facts, drawings: Mapping[str, str]) -> str:
+def html(facts: Facts, drawings: Mapping[str, Drawing]) -> str:
     """One page with nothing outside it: style and figures are inside, no script."""
     matrix = {(pair.name, pair.reference): pair for pair in facts.pairs}
-    svgs = {name: Markup(svg) for name, svg in drawings.items()}  # noqa: S704  # drawn by us
+    svgs = {name: Markup(made.svg) for name, made in drawings.items()}  # noqa: S704  # drawn by us
     return (
         _environment(escape=True)
         .get_template("page.html.j2")
-        .render(**_given(facts), drawings=svgs, matrix=matrix)
+        .render(**_given(facts), drawings=drawings, svgs=svgs, matrix=matrix)
     )
 
 
-def markdown(facts: Facts, drawings: Sequence[str]) -> str:
+def markdown(facts: Facts, drawings: Mapping[str, Drawing]) -> str:
     """The same for a README, a pull request or a job's summary."""
     return (
         _environment(escape=False)
@@ -104,7 +110,8 @@ def _given(facts: Facts) -> dict[str, Any]:
     """The facts and what both pages say of them in the same words."""
     same = [row.name for row in facts.rows if row.indistinguishable]
     base = next((row.name for row in facts.rows if row.is_base), None)
-    return {**vars(facts), "same": same, "base": base, **_NOTES}
+    other = "continuation" if facts.scoring == "letter" else "letter"
+    return {**vars(facts), "same": same, "base": base, "other": other, **_NOTES}
 
 
 def plain(facts: Facts) -> dict[str, Any]:
@@ -194,9 +201,9 @@ def _subjects(compared: Compared) -> tuple[tuple[str, ...], dict[str, tuple[floa
     chosen = [file for file in files if file[0].is_base or file[0].recommended]
     chosen = [*reversed(chosen), *(file for file in files[:1] if file not in chosen)]
     tables = [
-        each.questions["continuation"].by_subject
+        each.questions[compared.scoring].by_subject
         for _, each in chosen
-        if "continuation" in each.questions
+        if compared.scoring in each.questions
     ]
     if len(tables) != len(chosen) or not tables:
         return (), {}

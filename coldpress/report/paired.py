@@ -19,7 +19,7 @@ _RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Comparison:
-    """A file against a reference over ``n`` questions, by continuation; shares are 0–1.
+    """A file against a reference over ``n`` questions; shares are 0–1.
 
     ``lost``: only the reference was right; ``gained``: only the file. ``low`` to ``high`` is the
     95 % bootstrap interval of ``difference``; ``p`` is of McNemar's exact test.
@@ -36,11 +36,7 @@ class Comparison:
 
 def compare(reference: Answers, answers: Answers, seed: int = 0) -> Comparison | None:
     """Compare two files' answers to the questions that both were asked; None without any."""
-    pairs = [
-        (reference[key], right)
-        for key, right in answers.items()
-        if key[0] == "continuation" and key in reference
-    ]
+    pairs = [(reference[key], right) for key, right in answers.items() if key in reference]
     if not pairs:
         return None
     n = len(pairs)
@@ -48,6 +44,11 @@ def compare(reference: Answers, answers: Answers, seed: int = 0) -> Comparison |
     gained = sum(after and not before for before, after in pairs)
     low, high = bootstrap(n, lost, gained, seed=seed)
     return Comparison(n, lost, gained, (gained - lost) / n, low, high, mcnemar(lost, gained))
+
+
+def scored(answers: Answers, scoring: str) -> Answers:
+    """The answers of one scoring."""
+    return {key: right for key, right in answers.items() if key[0] == scoring}
 
 
 def mcnemar(lost: int, gained: int) -> float:
@@ -112,12 +113,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 def paired(base: Answers, answers: Answers) -> tuple[float | None, float | None]:
-    """Accuracy by continuation minus the base's, and half its 95 % normal interval."""
-    differences = [
-        right - base[key]
-        for key, right in answers.items()
-        if key[0] == "continuation" and key in base
-    ]
+    """Accuracy minus the base's over the same questions, and half its 95 % normal interval."""
+    differences = [right - base[key] for key, right in answers.items() if key in base]
     n = len(differences)
     if n < 2:
         return None, None

@@ -74,26 +74,27 @@ def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Re
     inputs, resolved = plan(evaluations, out, options)
     compared = side_by_side(evaluations, options.max_loss_points, options.seed)
     table = compared.rows
-    drawn = {"accuracy.svg": figures.accuracy(table), "kl.svg": figures.divergence(table)}
-    drawings = {name: svg for name, svg in drawn.items() if svg is not None}
+    drawings = figures.draw(table)
     facts = page.facts(compared, options)
     written = cards.texts(evaluations, load(evaluations), table, facts.measured)
     texts = {
         "report.html": page.html(facts, drawings),
-        "report.md": page.markdown(facts, list(drawings)),
+        "report.md": page.markdown(facts, drawings),
         "report.json": json.dumps(page.plain(facts), indent=1, ensure_ascii=False) + "\n",
-        **drawings,
+        **{f"{name}.svg": made.svg for name, made in drawings.items()},
         **written,
     }
     with artifact.create(out, "report", inputs=inputs, options=resolved) as draft:
         (draft.folder / cards.FOLDER).mkdir()
         for name, text in texts.items():
             (draft.folder / name).write_text(text, encoding="utf-8")
+        for name, made in drawings.items():
+            (draft.folder / f"{name}.png").write_bytes(made.png)
     return Reported(
         html=str(out / "report.html"),
         markdown=str(out / "report.md"),
         json=str(out / "report.json"),
-        figures=tuple(str(out / name) for name in drawings),
+        figures=tuple(str(out / f"{name}.svg") for name in drawings),
         cards=tuple(str(out / name) for name in written),
         n_files=len(table),
         recommended=next((row.name for row in table if row.recommended), None),

@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Figures:
-    """One file's headline; None was not measured. ``accuracy`` is a share, by continuation."""
+    """One file's headline; None was not measured. ``accuracy`` is a share."""
 
     size_bytes: int
     bits_per_weight: float

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from coldpress.errors import InputError
 from coldpress.runs.record import FORMAT_VERSION, Record
+from coldpress.validation import first_problem
 
 FOLDER = ".store"
 _HINT = "delete the file, or mend it"
@@ -59,9 +60,7 @@ def read(path: Path) -> Stored:
     try:
         record = TypeAdapter(Record).validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise InputError(f"{path.name}: {where}: {first['msg']}", _HINT) from error
+        raise InputError(f"{path.name}: {first_problem(error)}", _HINT) from error
     except OSError as error:
         raise InputError(f"{path.name} cannot be read: {error.strerror}", _HINT) from error
     if record.format_version != FORMAT_VERSION:
