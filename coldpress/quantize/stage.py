@@ -163,6 +163,7 @@ def quantize(
         UsageError: what is asked needs a calibration or the model; a budget cannot be met; no type fits the
             model's rows.
     """
+    from coldpress import card
     from coldpress.quantize import importance
     from coldpress.quantize import source as sources
     from coldpress.quantize.make import Task, make
@@ -179,6 +180,7 @@ def quantize(
         made = make(task, gguf)
         records = _measure(reader, gguf, options.kind, weights, made)
         _write_records(draft.folder / "tensors.json", records)
+        card.write(draft, _describe(options))
         size_bytes = gguf.stat().st_size
     fallbacks = [record for record in records if record.instead_of is not None]
     if fallbacks:
