@@ -189,7 +189,9 @@ def inspect(
 def evaluate(
     gguf: Annotated[Path, typer.Argument(help="the GGUF that will be shipped")],
     out: Out,
-    questions: Annotated[Path | None, typer.Option(help="folder of MMLU-layout CSV files")] = None,
+    questions: Annotated[
+        str | None, typer.Option(help="folder of MMLU-layout CSV files, or a hub id: cais/mmlu")
+    ] = None,
     text: Text = None,
     base: Annotated[Path | None, typer.Option(help="evaluation of the bf16 file")] = None,
     task: Annotated[list[str] | None, typer.Option(help="lm-eval task, group or tag")] = None,
@@ -197,18 +199,33 @@ def evaluate(
     task_limit: Annotated[int | None, typer.Option(help="documents of each task")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="ask tasks by the chat template")] = False,
     profile: Annotated[str, typer.Option(help="exact, as transformers; or fast")] = "exact",
-    num_fewshot: Annotated[int, typer.Option(help="examples before each MMLU question")] = 5,
+    scoring: Annotated[
+        list[str] | None,
+        typer.Option(help="letter, MMLU as published; continuation; both by default"),
+    ] = None,
+    num_fewshot: Annotated[int, typer.Option(help="examples before each question, by letter")] = 5,
     per_subject: Annotated[int | None, typer.Option(help="questions drawn per subject")] = None,
     n_ctx: Annotated[int | None, typer.Option(help="tokens of the longest prompt")] = None,
+    speed_threads: Annotated[
+        list[int] | None, typer.Option(help="measure speed with so many threads; repeatable")
+    ] = None,
+    speed_contexts: Annotated[
+        list[int] | None, typer.Option(help="and after so many tokens; repeatable")
+    ] = None,
     store: Store = None,
     json_: Json = False,
 ) -> None:
     """Measure a GGUF: questions, lm-eval tasks, perplexity, KL against bf16, speed."""
     from coldpress import demo, runs
     from coldpress import evaluate as stage
+    from coldpress.evaluate import hub_questions
 
+    default = stage.EvaluateOptions()
     options = stage.EvaluateOptions(
         profile=cast("Any", profile),
+        scoring=cast("Any", tuple(scoring or default.scoring)),
+        speed_threads=tuple(speed_threads or ()),
+        speed_contexts=tuple(speed_contexts or ()),
         num_fewshot=num_fewshot,
         per_subject=per_subject,
         n_ctx=n_ctx,
@@ -216,7 +233,8 @@ def evaluate(
         task_limit=task_limit,
         chat=chat,
     )
-    given = {"questions": questions, "text": text or demo.HELDOUT_TEXT, "base": base}
+    asked = None if questions is None else hub_questions.resolve(questions)
+    given = {"questions": asked, "text": text or demo.HELDOUT_TEXT, "base": base}
     evaluated = stage.evaluate(gguf, out, options, definitions=task_folder, **given)
     _remember(runs.of_evaluation(gguf, out), store or runs.beside(out))
     _print(evaluated, json_)

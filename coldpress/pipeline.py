@@ -74,10 +74,12 @@ def run(recipe: Recipe, root: Path, out: Path) -> Ran:
 def _evaluate(recipe: Recipe, root: Path, out: Path) -> list[Path]:
     """Evaluate the bf16 base first: the others are compared with it."""
     from coldpress import evaluate
+    from coldpress.evaluate import hub_questions
 
     questions = recipe.data.questions
     given: dict[str, Any] = {
-        "questions": None if questions is None else _source(questions, root, demo.QUESTIONS_DIR),
+        "questions": questions
+        and hub_questions.resolve(_source(questions, root, demo.QUESTIONS_DIR)),
         "text": _source(recipe.data.text, root, demo.HELDOUT_TEXT),
     }
     base = out / "evaluate" / "bf16"

@@ -30,7 +30,7 @@ class _Strict(BaseModel):
 
 
 class Data(_Strict):
-    """Texts and questions: ``demo`` or a path. Calibration and evaluation text must differ."""
+    """Texts and questions: ``demo`` or a path, or questions' hub id. The two texts must differ."""
 
     calibration: str = "demo"
     text: str = "demo"

@@ -1,13 +1,12 @@
-"""A model by its hub id: fetched into Hugging Face's own cache."""
+"""A model by its hub id."""
 
-import re
 from pathlib import Path
 
-from coldpress.errors import NotAModelError, ToolError
+from coldpress import hub
+from coldpress.errors import NotAModelError
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What conversion and transformers read; weights in pickle formats stay away.
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.md", "LICENSE*"]
+_WANTED = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.md", "LICENSE*")
 
 
 def resolve(model: str | Path, revision: str | None) -> Path:
@@ -19,35 +18,11 @@ def resolve(model: str | Path, revision: str | None) -> Path:
     """
     if Path(model).exists():
         return Path(model)
-    if not isinstance(model, str) or not _HUB_ID.fullmatch(model):
+    if not isinstance(model, str) or not hub.ID.fullmatch(model):
         raise NotAModelError(
             f"{model} does not exist", "give a model folder or a hub id like org/name"
         )
-    return _download(model, revision)
-
-
-def _download(model: str, revision: str | None) -> Path:
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
-    except ImportError as error:
-        raise ToolError(
-            "huggingface_hub is not installed", "pip install 'coldpress[compress]'"
-        ) from error
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise NotAModelError(
-            f"no model {model} at revision {revision or 'main'} on the hub",
-            "check the id; a gated or private model needs HF_TOKEN",
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ToolError(
-            f"cannot reach the hub for {model}, and its cache has no copy",
-            "check the network and HF_HUB_OFFLINE, or give a model folder",
-        ) from error
+        return hub.snapshot(model, "model", _WANTED, revision)
+    except hub.NoSuchRepositoryError as error:
+        raise NotAModelError(error.message, error.hint) from error
