@@ -7,6 +7,7 @@ few-shot prefix, a question's four continuations and any other shared beginning 
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         self._resident: Tokens = ()  # what sequence 0 holds
         self.max_length = n_ctx
         self.max_gen_toks = 256
+        # lm-eval asks for a question's context again with each of its choices.
+        self._tokenize = lru_cache(maxsize=16)(self._tokens_of)
         self.shows_progress = False  # Whoever asks subject by subject shows his own.
 
     @property
@@ -100,7 +103,10 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     ) -> list[int]:
         """Tokenize as llama.cpp does, with BOS where the GGUF's metadata asks for it."""
         add = add_special_tokens is not False and not self._begins_with_bos(string)
-        return self._model.tokenize(string, add_special=add, parse_special=True)
+        return list(self._tokenize(string, add))
+
+    def _tokens_of(self, text: str, add_special: bool) -> Tokens:
+        return tuple(self._model.tokenize(text, add_special=add_special, parse_special=True))
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[Score]:
         """Log-probability and greediness of each (context, continuation)."""
