@@ -47,9 +47,9 @@ def _refusal(body: bytes) -> ApiError:
         ("messages", []),
         ("messages", "hello"),
         ("n", 2),
-        ("logprobs", True),
+        ("logprobs", 1),
         ("tools", [{"type": "function"}]),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "xml"}),
     ],
 )
 def test_a_bad_field_is_named(field: str, value: Any) -> None:

@@ -84,7 +84,7 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     ) -> str:
         """A conversation as the prompt that the runtime would render."""
         from coldpress.serve.chat import render
-        from coldpress.serve.protocol import ApiError
+        from coldpress.serve.fields import ApiError
 
         bos, eos = (self._model.name(token) for token in (self._model.bos, self._model.eos))
         try:

@@ -17,8 +17,8 @@ from http.client import HTTPException
 from typing import Any, Literal, assert_never
 
 from coldpress.serve.engine import Engine
+from coldpress.serve.fields import ApiError
 from coldpress.serve.generation import Delta, Event, Failed
-from coldpress.serve.protocol import ApiError
 from coldpress.serve.reply import ROUTES, Reply, check_ready, models, to_json
 from coldpress.serve.runtime_api import FunctionError, Invocation, ResponseStream, RuntimeApi
 

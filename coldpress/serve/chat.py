@@ -3,14 +3,17 @@
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from coldpress.serve.fields import ApiError
+from coldpress.serve.messages import Message, Tools
 from coldpress.serve.model import Model
-from coldpress.serve.protocol import ApiError
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def prompt_tokens(model: Model, messages: tuple[dict[str, str], ...]) -> list[int]:
+def prompt_tokens(
+    model: Model, messages: tuple[Message, ...], tools: Tools | None = None
+) -> list[int]:
     """Render a conversation up to where the assistant's answer begins, as tokens.
 
     Raises:
@@ -20,7 +23,7 @@ def prompt_tokens(model: Model, messages: tuple[dict[str, str], ...]) -> list[in
         raise ApiError(
             400, "this model has no chat template: use /v1/completions", "no_chat_template"
         )
-    text = render(model.chat_template, messages, bos=model.bos, eos=model.eos)
+    text = render(model.chat_template, messages, tools, bos=model.bos, eos=model.eos)
     # Many templates write BOS themselves; the tokenizer must not add another.
     written = bool(model.bos) and text.startswith(model.bos)
     return model.tokenize(text, add_special=not written, parse_special=True)
@@ -28,7 +31,8 @@ def prompt_tokens(model: Model, messages: tuple[dict[str, str], ...]) -> list[in
 
 def render(
     template: str,
-    messages: tuple[dict[str, str], ...],
+    messages: tuple[Message, ...],
+    tools: Tools | None = None,
     *,
     bos: str,
     eos: str,
@@ -44,6 +48,7 @@ def render(
     try:
         return _compiled(template).render(
             messages=messages,
+            tools=list(tools.functions) if tools else None,
             add_generation_prompt=add_generation_prompt,
             bos_token=bos,
             eos_token=eos,

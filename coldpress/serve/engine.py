@@ -18,9 +18,11 @@ from typing import Literal
 
 from coldpress import libllama
 from coldpress.errors import ColdpressError, PromptTooLongError, UsageError
-from coldpress.serve import loader, sampling
-from coldpress.serve.generation import Delta, Done, Emit, Failed, Generation
+from coldpress.serve import loader
+from coldpress.serve.constraint import GrammarError, Matcher
+from coldpress.serve.generation import Done, Emit, Failed, Generation, TokenLogprob
 from coldpress.serve.model import Context, DecodeError, Model
+from coldpress.serve.sampling import Choice, GenerateOptions, Sampler
 from coldpress.serve.threads import usable_cpus
 from coldpress.serve.trace import Trace
 
@@ -93,9 +95,16 @@ class Engine:
         return self._settled.is_set() and self.failure is None and not self._closing
 
     def submit(
-        self, prompt: list[int], options: sampling.GenerateOptions, emit: Emit
+        self,
+        prompt: list[int],
+        options: GenerateOptions,
+        emit: Emit,
+        matcher: Matcher | None = None,
     ) -> Generation:
         """Queue a generation; ``emit`` is called from the worker's thread.
+
+        Args:
+            matcher: the constraint that the answer follows, of this generation alone.
 
         Raises:
             PromptTooLongError: the prompt and one token of answer do not fit the context.
@@ -108,7 +117,9 @@ class Engine:
                 f"the prompt has {len(prompt)} tokens, the context holds {self.prompt_limit}",
                 "shorten the prompt or raise --context",
             )
-        generation = Generation(prompt, min(room, options.max_tokens), options, emit)
+        sampler = Sampler(self.model, options, matcher)
+        most = min(room, options.max_tokens)
+        generation = Generation(prompt, most, options, sampler, emit)
         with self._changed:
             if not self.ready:
                 raise ColdpressError("the engine has stopped", "start it again")
@@ -198,7 +209,6 @@ class Engine:
                 if generation.cancelled:
                     continue
                 generation.sequence = heappop(self._free_sequences)
-                generation.sampler = sampling.chain(self.model.lib, generation.options)
                 self._running.append(generation)
                 self._running.sort(key=lambda one: one.sequence)
 
@@ -214,7 +224,7 @@ class Engine:
             return
         for generation, row in zip(generations, rows, strict=True):
             if not generation.pending:
-                self._accept(generation, self._context.sample(generation.sampler, row))
+                self._choose(generation, row)
 
     def _put(self, generation: Generation, count: int) -> int:
         position = generation.position
@@ -222,7 +232,15 @@ class Engine:
         wanted = not generation.pending
         return self._context.add(taken, position, generation.sequence, wanted=wanted)
 
-    def _accept(self, generation: Generation, token: int) -> None:
+    def _choose(self, generation: Generation, row: int) -> None:
+        try:
+            self._accept(generation, generation.sampler.choose(self._context, row))
+        except GrammarError as error:
+            generation.emit(Failed(f"the constraint cannot be followed: {error}"))
+            self._release(generation)
+
+    def _accept(self, generation: Generation, choice: Choice) -> None:
+        token = choice.token
         if self._trace.mark("first_token"):
             facts = {"weights_bytes": self.model.size_bytes, "cpu_variant": libllama.cpu_variant()}
             self._trace.emit("cold_start", **facts)
@@ -231,23 +249,28 @@ class Engine:
             return
         generation.completion_tokens += 1
         generation.pending = [token]
-        if text := generation.text.push(self.model.piece(token)):
-            generation.emit(Delta(text))
-        if generation.text.stopped:
+        if choice.logprob is not None:
+            top = tuple((self.model.spelled(each), log_p) for each, log_p in choice.top)
+            spelled = self.model.spelled(token)
+            generation.logprobs.append(TokenLogprob(spelled, choice.logprob, top))
+        written = token in generation.spelled
+        piece = self.model.spelled(token) if written else self.model.piece(token)
+        if text := generation.text.push(piece):
+            generation.emit(generation.delta(text))
+        if generation.text.stopped or generation.sampler.finished:
             self._finish(generation, "stop")
         elif generation.completion_tokens == generation.max_tokens:
             self._finish(generation, "length")
 
     def _finish(self, generation: Generation, reason: Literal["stop", "length"]) -> None:
         if tail := generation.text.finish():
-            generation.emit(Delta(tail))
+            generation.emit(generation.delta(tail))
         generation.emit(Done(reason, generation.prompt_tokens, generation.completion_tokens))
         self._release(generation)
 
     def _release(self, generation: Generation) -> None:
-        """Give a generation's sequence, cells and sampler back."""
+        """Give a generation's sequence and cells back."""
         self._running.remove(generation)
         self._context.forget(generation.sequence)
-        self.model.lib.llama_sampler_free(generation.sampler)
         with self._changed:
             heappush(self._free_sequences, generation.sequence)

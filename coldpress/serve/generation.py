@@ -2,17 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from coldpress.serve.sampling import GenerateOptions
+from coldpress.serve.sampling import GenerateOptions, Sampler
 from coldpress.serve.text import TextStream
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token's bytes and log-probability, in nats; ``top``: the likeliest tokens there."""
+
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]
+
+
+@dataclass(frozen=True)
 class Delta:
-    """The next piece of an answer's text."""
+    """The next piece of an answer's text, and its tokens' log-probabilities where asked for."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,24 +50,32 @@ class Generation:
 
     Args:
         prompt: tokens, at least one.
-        max_tokens: what the options ask for, cut to what the context leaves.
+        max_tokens: what is asked for, cut to what the context leaves.
+        sampler: chooses its tokens.
         emit: called from the worker's thread: ``Delta``s, then one ``Done`` or ``Failed``.
     """
 
     def __init__(
-        self, prompt: list[int], max_tokens: int, options: GenerateOptions, emit: Emit
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        options: GenerateOptions,
+        sampler: Sampler,
+        emit: Emit,
     ) -> None:
         self.prompt_tokens = len(prompt)
         self.max_tokens = max_tokens
-        self.options = options
         self.completion_tokens = 0
         self.text = TextStream(options.stop)
+        self.spelled = frozenset(options.spelled)
         self.pending = prompt
         """Tokens that are not yet in the KV cache."""
         self.position = 0
         """Tokens that are."""
         self.sequence = -1
-        self.sampler: Any = None
+        self.sampler = sampler
+        self.logprobs: list[TokenLogprob] = []
+        """Of tokens whose text is not out yet."""
         self.cancelled = False
         self._emit = emit
 
@@ -71,6 +89,11 @@ class Generation:
         taken, self.pending = self.pending[:count], self.pending[count:]
         self.position += len(taken)
         return taken
+
+    def delta(self, text: str) -> Delta:
+        """Text that is certain, with the log-probabilities of the tokens since the last."""
+        done, self.logprobs = tuple(self.logprobs), []
+        return Delta(text, done)
 
     def cancel(self) -> None:
         """Stop before the next step; nothing more is emitted. From any thread, at any time."""

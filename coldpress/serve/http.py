@@ -16,8 +16,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from coldpress.serve.engine import Engine
+from coldpress.serve.fields import ApiError
 from coldpress.serve.generation import Delta, Event, Failed
-from coldpress.serve.protocol import MAX_BODY_BYTES, ApiError
+from coldpress.serve.protocol import MAX_BODY_BYTES
 from coldpress.serve.reply import ROUTES, Reply, check_ready, models, to_json
 from coldpress.serve.trace import Trace
 
@@ -75,7 +76,10 @@ def build_app(engine: Engine) -> Starlette:
             Route("/healthz", healthz),
             Route("/readyz", readyz),
         ],
-        exception_handlers=dict.fromkeys((ApiError, HTTPException, ClientDisconnect), _refused),
+        exception_handlers={
+            **dict.fromkeys((ApiError, HTTPException, ClientDisconnect), _refused),
+            Exception: _broken,
+        },
     )
 
 
@@ -148,6 +152,12 @@ async def _chunks(reply: Reply, events: asyncio.Queue[Event]) -> AsyncIterator[b
 
 def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(to_json(value), status, headers, media_type="application/json")
+
+
+async def _broken(_request: Request, error: Exception) -> Response:
+    """A fault of ours: said in the shape that clients read, and raised again for the log."""
+    body = ApiError(500, f"an internal error: {type(error).__name__}", "internal_error").body
+    return _json(body, 500)
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

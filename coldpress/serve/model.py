@@ -1,12 +1,17 @@
 """A loaded model and a context of it: libllama's C API with Python's types, nothing more."""
 
 import ctypes
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from coldpress.errors import ColdpressError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Model:
@@ -19,15 +24,16 @@ class Model:
         self.lib = lib
         self.handle = handle
         finalize(self, lib.llama_model_free, handle).atexit = False
-        self._vocab = lib.llama_model_get_vocab(handle)
+        self.vocab = lib.llama_model_get_vocab(handle)
         self.context_tokens: int = lib.llama_model_n_ctx_train(handle)
         """Tokens of context the model was trained with."""
+        self.n_vocab: int = lib.llama_vocab_n_tokens(self.vocab)
         self.size_bytes: int = lib.llama_model_size(handle)
         self.name = self._text("general.name") or path.stem
         template = lib.llama_model_chat_template(handle, None)
         self.chat_template: str | None = template.decode() if template else None
-        self.bos = self._special(lib.llama_vocab_bos(self._vocab))
-        self.eos = self._special(lib.llama_vocab_eos(self._vocab))
+        self.bos = self._special(lib.llama_vocab_bos(self.vocab))
+        self.eos = self._special(lib.llama_vocab_eos(self.vocab))
         self._pieces: dict[int, bytes] = {}
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -40,33 +46,39 @@ class Model:
         data = text.encode()
         room = len(data) + 8  # no tokenizer makes more tokens than bytes, special ones excepted
         tokens = (ctypes.c_int32 * room)()
-        arguments = self._vocab, data, len(data)
+        arguments = self.vocab, data, len(data)
         count = self.lib.llama_tokenize(*arguments, tokens, room, add_special, parse_special)
         if count < 0:
             tokens = (ctypes.c_int32 * -count)()
             count = self.lib.llama_tokenize(*arguments, tokens, -count, add_special, parse_special)
         return list(tokens[:count])
 
+    @cached_property
+    def end_tokens(self) -> list[int]:
+        """Every token that ends a generation."""
+        return [token for token in range(self.n_vocab) if self.is_end(token)]
+
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation (EOS, end of turn, …)."""
-        return bool(self.lib.llama_vocab_is_eog(self._vocab, token))
+        return bool(self.lib.llama_vocab_is_eog(self.vocab, token))
 
     def piece(self, token: int) -> bytes:
         """The token's bytes, possibly a part of a character; empty for a control token."""
         if (known := self._pieces.get(token)) is None:
-            known = self._pieces[token] = self._piece(token)
+            known = self._pieces[token] = self.spelled(token, control=False)
         return known
 
-    def _piece(self, token: int) -> bytes:
+    def spelled(self, token: int, *, control: bool = True) -> bytes:
+        """The token's bytes; ``control``: of a control token too."""
         buffer = ctypes.create_string_buffer(64)
-        size = self.lib.llama_token_to_piece(self._vocab, token, buffer, 64, 0, False)
+        size = self.lib.llama_token_to_piece(self.vocab, token, buffer, 64, 0, control)
         if size < 0:
             buffer = ctypes.create_string_buffer(-size)
-            size = self.lib.llama_token_to_piece(self._vocab, token, buffer, -size, 0, False)
+            size = self.lib.llama_token_to_piece(self.vocab, token, buffer, -size, 0, control)
         return buffer.raw[:size]
 
     def _special(self, token: int) -> str:
-        text = self.lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else None
+        text = self.lib.llama_vocab_get_text(self.vocab, token) if token >= 0 else None
         return text.decode(errors="replace") if text else ""
 
     def _text(self, key: str) -> str:
@@ -164,6 +176,13 @@ class Context:
     def sample(self, sampler: Any, row: int) -> int:
         """Choose a token from a row's logits and tell the sampler about it."""
         return int(self._lib.llama_sampler_sample(sampler, self._handle, row))
+
+    def logits(self, row: int) -> "NDArray[np.float32]":
+        """A row's logits, (n_vocab,), in libllama's memory until the next ``decode``."""
+        import numpy as np
+
+        pointer = self._lib.llama_get_logits_ith(self._handle, row)
+        return np.ctypeslib.as_array(pointer, shape=(self._model.n_vocab,))
 
     def forget(self, sequence: int) -> None:
         """Free a sequence's cells."""

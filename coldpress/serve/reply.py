@@ -3,13 +3,22 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from coldpress.errors import ColdpressError, PromptTooLongError
-from coldpress.serve import chat
-from coldpress.serve.engine import Engine, QueueFullError
-from coldpress.serve.generation import Delta, Done, Emit, Event, Failed, Generation
-from coldpress.serve.protocol import ApiError, Kind, Request, parse
+from coldpress.serve import submit
+from coldpress.serve.asked import Kind
+from coldpress.serve.engine import Engine
+from coldpress.serve.fields import ApiError
+from coldpress.serve.generation import (
+    Delta,
+    Done,
+    Emit,
+    Event,
+    Failed,
+    TokenLogprob,
+)
+from coldpress.serve.protocol import parse
 
 ROUTES: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
 END_OF_STREAM = b"data: [DONE]\n\n"
@@ -48,11 +57,14 @@ class Reply:
     def __init__(self, engine: Engine, kind: Kind, body: bytes, emit: Emit) -> None:
         check_ready(engine)
         self.request = parse(kind, body)
+        self._is_chat = kind == "chat"
         self._id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{os.urandom(12).hex()}"
         self._created = int(time.time())
         self._model = engine.model.name
         self._text = ""
-        self._generation = _submit(engine, self.request, emit)
+        self._logprobs: list[TokenLogprob] = []
+        self._calls = submit.call_reader(engine.model, self.request)
+        self._generation = submit.submit(engine, self.request, emit)
 
     def cancel(self) -> None:
         """Stop generating; nothing happens if it is done already."""
@@ -66,20 +78,20 @@ class Reply:
 
     def opening(self) -> bytes:
         """The first chunk of a stream: a chat's says who speaks."""
-        if self.request.kind == "completion":
+        if not self._is_chat:
             return b""
         return self._chunk({"delta": {"role": "assistant", "content": ""}}, None)
 
     def chunk(self, event: Event) -> bytes:
         """An event as server-sent events; after ``Done`` or ``Failed`` the stream is complete."""
-        chat = self.request.kind == "chat"
         match event:
-            case Delta(text):
-                return self._chunk({"delta": {"content": text}} if chat else {"text": text}, None)
+            case Delta(text, logprobs):
+                return self._text_chunk(self._calls.push(text) if self._calls else text, logprobs)
             case Done(reason):
-                last = self._chunk({"delta": {}} if chat else {"text": ""}, reason)
+                rest, why = self._rest(reason)
+                last = self._chunk({"delta": {}} if self._is_chat else {"text": ""}, why)
                 usage = self._usage_chunk(event) if self.request.include_usage else b""
-                return last + usage + END_OF_STREAM
+                return rest + last + usage + END_OF_STREAM
             case Failed(message):
                 return _event(ApiError(500, message, "engine_failed").body)
 
@@ -90,32 +102,65 @@ class Reply:
             ApiError: 500, the engine failed.
         """
         match event:
-            case Delta(text):
-                self._text += text
+            case Delta(text, logprobs):
+                self._text += self._calls.push(text) if self._calls else text
+                self._logprobs += logprobs
                 return None
             case Done(reason):
                 return to_json(self._whole(reason, event))
             case Failed(message):
                 raise ApiError(500, message, "engine_failed")
 
+    def _rest(self, reason: str) -> tuple[bytes, str]:
+        """What was held back as a call: chunks of it, and the reason why the answer ends."""
+        tail, calls = self._calls.finish() if self._calls else ("", ())
+        chunks = [self._text_chunk(tail, ())] if tail else []
+        for index, call in enumerate(calls):
+            delta = {"tool_calls": [{"index": index, **call.plain()}]}
+            chunks.append(self._chunk({"delta": delta}, None))
+        return b"".join(chunks), "tool_calls" if calls else reason
+
     def _whole(self, reason: str, done: Done) -> dict[str, Any]:
-        if self.request.kind == "chat":
-            choice: dict[str, Any] = {"message": {"role": "assistant", "content": self._text}}
+        tail, calls = self._calls.finish() if self._calls else ("", ())
+        text = self._text + tail
+        if self._is_chat:
+            message: dict[str, Any] = {"role": "assistant", "content": text}
+            if calls:
+                message |= {"content": text or None, "tool_calls": [each.plain() for each in calls]}
+                reason = "tool_calls"
+            choice: dict[str, Any] = {"message": message}
         else:
-            choice = {"text": self._text}
-        choice |= {"index": 0, "logprobs": None, "finish_reason": reason}
+            choice = {"text": text}
+        choice |= {"index": 0, "logprobs": self._said(self._logprobs), "finish_reason": reason}
         return {**self._head(chunk=False), "choices": [choice], "usage": _usage(done)}
 
-    def _chunk(self, choice: dict[str, Any], reason: str | None) -> bytes:
-        whole = {"index": 0, **choice, "logprobs": None, "finish_reason": reason}
+    def _text_chunk(self, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
+        if not text and not logprobs:
+            return b""
+        choice = {"delta": {"content": text}} if self._is_chat else {"text": text}
+        return self._chunk(choice, None, logprobs)
+
+    def _chunk(
+        self,
+        choice: dict[str, Any],
+        reason: str | None,
+        logprobs: Sequence[TokenLogprob] = (),
+    ) -> bytes:
+        said = self._said(logprobs) if logprobs else None
+        whole = {"index": 0, **choice, "logprobs": said, "finish_reason": reason}
         return _event({**self._head(chunk=True), "choices": [whole]})
+
+    def _said(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if self.request.options.logprobs is None:
+            return None
+        return _logprobs_of_chat(logprobs) if self._is_chat else _logprobs(logprobs)
 
     def _usage_chunk(self, done: Done) -> bytes:
         return _event({**self._head(chunk=True), "choices": [], "usage": _usage(done)})
 
     def _head(self, *, chunk: bool) -> dict[str, Any]:
         kind = "text_completion"
-        if self.request.kind == "chat":
+        if self._is_chat:
             kind = "chat.completion.chunk" if chunk else "chat.completion"
         return {
             "id": self._id,
@@ -123,34 +168,6 @@ class Reply:
             "created": self._created,
             "model": self._model,
         }
-
-
-def _submit(engine: Engine, request: Request, emit: Emit) -> Generation:
-    try:
-        return engine.submit(_prompt(engine, request), request.options, emit)
-    except PromptTooLongError as error:
-        raise ApiError(
-            400, error.message, "context_length_exceeded", param=_param(request)
-        ) from error
-    except QueueFullError as error:
-        raise ApiError(429, error.message, "queue_full", retry_after_s=1) from error
-    except ColdpressError as error:
-        raise ApiError(503, error.message, "stopping", retry_after_s=1) from error
-
-
-def _prompt(engine: Engine, request: Request) -> list[int]:
-    if request.kind == "chat":
-        tokens = chat.prompt_tokens(engine.model, request.messages)
-    else:
-        # What a client writes as plain text stays text: "</s>" in it is no end of text.
-        tokens = engine.model.tokenize(request.prompt, add_special=True, parse_special=False)
-    if not tokens:
-        raise ApiError(400, "the prompt is empty", "invalid_value", param=_param(request))
-    return tokens
-
-
-def _param(request: Request) -> str:
-    return "messages" if request.kind == "chat" else "prompt"
 
 
 def _usage(done: Done) -> dict[str, int]:
@@ -163,3 +180,26 @@ def _usage(done: Done) -> dict[str, int]:
 
 def _event(value: object) -> bytes:
     return b"data: " + to_json(value) + b"\n\n"
+
+
+def _logprobs_of_chat(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def said(piece: bytes, logprob: float) -> dict[str, Any]:
+        return {"token": _readable(piece), "logprob": logprob, "bytes": list(piece)}
+
+    content = [
+        {**said(each.piece, each.logprob), "top_logprobs": [said(*one) for one in each.top]}
+        for each in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {
+        "tokens": [_readable(each.piece) for each in logprobs],
+        "token_logprobs": [each.logprob for each in logprobs],
+        "top_logprobs": [{_readable(p): log_p for p, log_p in each.top} for each in logprobs],
+    }
+
+
+def _readable(piece: bytes) -> str:
+    return piece.decode(errors="replace")

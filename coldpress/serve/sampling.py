@@ -1,13 +1,31 @@
-"""How the next token is chosen: libllama's own samplers, so that no logits pass through Python."""
+"""How the next token is chosen: libllama's own samplers, and no logits in Python unless asked for.
+
+They are asked for by ``logprobs`` and by a constraint; then the same samplers choose among the tokens
+that the constraint allows.
+"""
 
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import finalize
+
+from coldpress.serve.constraint import Matcher
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from coldpress.serve.model import Context, Model
+
+    Floats = NDArray[np.float32]
+
+
+_PENALIZED_TOKENS = 4096
+"""Penalties look back so far; OpenAI's over the whole answer."""
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """One request's choices; temperature 0 takes the most likely token and ignores the other rules.
+    """One request's choices; temperature 0 takes the most likely token.
 
     The defaults of ``temperature`` and ``top_p`` are OpenAI's, those of ``top_k`` and ``min_p``
     (unknown to OpenAI's API) llama.cpp's.
@@ -24,20 +42,116 @@ class GenerateOptions:
     min_p: float = 0.05
     seed: int = 0
     """0 to 2³² − 2: 2³² − 1 means "random" to libllama."""
+    repeat_penalty: float = 1.0
+    """Divides the logits of tokens that the answer has already (multiplies negative ones)."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time that the answer has it."""
+    presence_penalty: float = 0.0
+    """Subtracted once if it has it at all."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of tokens, whatever else is chosen."""
+    logprobs: int | None = None
+    """Report each token's log-probability and those of so many of the likeliest; None reports none."""
+    spelled: tuple[int, ...] = ()
+    """Control tokens that are written out; others are silent."""
 
 
-def chain(lib: ModuleType, options: GenerateOptions) -> Any:
-    """Build the sampler chain in llama.cpp's order; free it with ``lib.llama_sampler_free``."""
+@dataclass(frozen=True)
+class Choice:
+    """The chosen token; with log-probabilities, by the model alone, if they were asked for."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """One generation's samplers, freed with it.
+
+    Args:
+        matcher: allows what its grammar allows; None allows every token.
+    """
+
+    def __init__(self, model: "Model", options: GenerateOptions, matcher: Matcher | None) -> None:
+        self._lib = model.lib
+        self._options = options
+        self._matcher = matcher
+        self._chain = _chain(model, options)
+        finalize(self, model.lib.llama_sampler_free, self._chain).atexit = False
+
+    def choose(self, context: "Context", row: int) -> Choice:
+        """Choose the token after a row of the last batch, and remember it.
+
+        Raises:
+            GrammarError: the constraint has become too complex to follow.
+        """
+        if self._matcher is None and self._options.logprobs is None:
+            return Choice(context.sample(self._chain, row))
+        logits = context.logits(row)
+        token = self._among_allowed(logits)
+        self._lib.llama_sampler_accept(self._chain, token)
+        if self._matcher is not None:
+            self._matcher.accept(token)
+        return _described(logits, token, self._options.logprobs)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the constraint allows nothing more."""
+        return self._matcher is not None and self._matcher.finished
+
+    def _among_allowed(self, logits: "Floats") -> int:
+        import ctypes
+
+        import numpy as np
+
+        allowed = (
+            np.arange(len(logits), dtype=np.int32)
+            if self._matcher is None
+            else self._matcher.allowed(len(logits))
+        )
+        candidates = np.zeros(len(allowed), [("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
+        candidates["id"], candidates["logit"] = allowed, logits[allowed]
+        array = self._lib.llama_token_data_array(
+            data=candidates.ctypes.data_as(ctypes.POINTER(self._lib.llama_token_data)),
+            size=len(candidates),
+            selected=-1,
+            sorted=False,
+        )
+        self._lib.llama_sampler_apply(self._chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+
+def _described(logits: "Floats", token: int, n_top: int | None) -> Choice:
+    if n_top is None:
+        return Choice(token)
+    import numpy as np
+
+    wide = logits.astype(np.float64)
+    log_p = wide - (wide.max() + np.log(np.exp(wide - wide.max()).sum()))
+    likeliest = np.argsort(-log_p, kind="stable")[:n_top]
+    return Choice(token, float(log_p[token]), tuple((int(i), float(log_p[i])) for i in likeliest))
+
+
+def _chain(model: "Model", options: GenerateOptions) -> Any:
+    """Build the samplers in llama.cpp's order."""
+    lib = model.lib
     made = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-    if options.temperature <= 0:
-        lib.llama_sampler_chain_add(made, lib.llama_sampler_init_greedy())
-        return made
-    for link in (
-        lib.llama_sampler_init_top_k(options.top_k),
-        lib.llama_sampler_init_top_p(options.top_p, 1),
-        lib.llama_sampler_init_min_p(options.min_p, 1),
-        lib.llama_sampler_init_temp(options.temperature),
-        lib.llama_sampler_init_dist(options.seed),
-    ):
+
+    def add(link: Any) -> None:
         lib.llama_sampler_chain_add(made, link)
+
+    if options.logit_bias:
+        biases = (lib.llama_logit_bias * len(options.logit_bias))(*options.logit_bias)
+        add(lib.llama_sampler_init_logit_bias(model.n_vocab, len(biases), biases))
+    penalties = (options.repeat_penalty, options.frequency_penalty, options.presence_penalty)
+    if penalties != (1.0, 0.0, 0.0):
+        add(lib.llama_sampler_init_penalties(model.n_vocab, _PENALIZED_TOKENS, *penalties))
+    if options.temperature <= 0:
+        add(lib.llama_sampler_init_greedy())
+        return made
+    add(lib.llama_sampler_init_top_k(options.top_k))
+    add(lib.llama_sampler_init_top_p(options.top_p, 1))
+    add(lib.llama_sampler_init_min_p(options.min_p, 1))
+    add(lib.llama_sampler_init_temp(options.temperature))
+    add(lib.llama_sampler_init_dist(options.seed))
     return made

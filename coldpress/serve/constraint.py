@@ -1,0 +1,142 @@
+"""Answers that follow a JSON schema or a grammar: llguidance says after every token which may be next.
+
+It bounds its own work, so that no schema can hold up the others. It is imported when the first request
+asks for it.
+"""
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from coldpress.serve.model import Model
+
+_ANY_OBJECT = {"type": "object"}
+
+
+class GrammarError(ValueError):
+    """A schema or grammar that cannot be followed: malformed, or too complex."""
+
+
+class Matcher:
+    """Where an answer is in its grammar. Not for two answers, nor for two threads at a time."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def allowed(self, n_vocab: int) -> "NDArray[np.integer[Any]]":
+        """The tokens that may be next, at least one.
+
+        Raises:
+            GrammarError: following it takes too much time or memory.
+        """
+        import numpy as np
+
+        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        found = np.flatnonzero(np.unpackbits(mask, bitorder="little")[:n_vocab])
+        if not len(found):
+            raise GrammarError("no token of this model can go on")
+        return found
+
+    def accept(self, token: int) -> None:
+        """Go on by a token.
+
+        Raises:
+            GrammarError: the grammar does not allow it, or has become too complex.
+        """
+        self._matcher.consume_token(token)
+        self._check()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text is complete and cannot go on."""
+        return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(_first_line(self._matcher.get_error()))
+
+
+def json_schema(schema: dict[str, Any] | None) -> str:
+    """The grammar of a schema's instances; without one, of any JSON object.
+
+    Raises:
+        GrammarError: it is not a schema.
+    """
+    from llguidance import LLMatcher
+
+    return _grammar(LLMatcher.grammar_from_json_schema, json.dumps(schema or _ANY_OBJECT))
+
+
+def lark(text: str) -> str:
+    """A grammar in Lark's notation.
+
+    Raises:
+        GrammarError: it is not one.
+    """
+    from llguidance import LLMatcher
+
+    return _grammar(LLMatcher.grammar_from_lark, text)
+
+
+def gbnf(text: str) -> str:
+    """A grammar in llama.cpp's notation.
+
+    Raises:
+        GrammarError: it is not one.
+    """
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        translated = any_to_lark(text)
+    except Exception as error:  # it has no common type, and a plain Exception for a missing rule
+        raise GrammarError(_first_line(str(error))) from error
+    return lark(translated)
+
+
+def _grammar(convert: Any, text: str) -> str:
+    from llguidance import LLMatcher
+
+    try:
+        grammar = str(convert(text))
+    except (ValueError, RecursionError) as error:
+        raise GrammarError(_first_line(str(error))) from error
+    if problem := LLMatcher.validate_grammar(grammar):
+        raise GrammarError(_first_line(problem))
+    return grammar
+
+
+def matcher(model: "Model", grammar: str) -> Matcher:
+    """Begin to follow a grammar.
+
+    Raises:
+        GrammarError: it is too large.
+    """
+    from llguidance import LLMatcher
+
+    made = Matcher(LLMatcher(_tokenizer(model), grammar, log_level=0))
+    made._check()
+    return made
+
+
+_tokenizers: "WeakKeyDictionary[Model, Any]" = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _tokenizer(model: "Model") -> Any:
+    """The model's vocabulary as llguidance wants it: made once, in up to a second."""
+    from llguidance.llamacpp import lltokenizer_from_vocab
+
+    with _lock:
+        if model not in _tokenizers:
+            _tokenizers[model] = lltokenizer_from_vocab(model.vocab, eos_token=model.end_tokens)
+        return _tokenizers[model]
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n")[0][:300]
