@@ -217,12 +217,12 @@ def test_the_trace_is_one_line_with_rising_times(model: Path) -> None:
 
 
 def test_before_the_model_is_loaded_it_lives_and_answers_503(model: Path) -> None:
-    from coldpress.serve.http import build_app
+    from coldpress.serve.http import HttpOptions, build_app
 
     engine = Engine(model / "model.gguf", EngineOptions(), Trace())  # not started
 
     async def statuses() -> list[int]:
-        transport = httpx.ASGITransport(app=build_app(engine))
+        transport = httpx.ASGITransport(app=build_app(engine, HttpOptions()))
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             answers = [await client.get(path) for path in ("/healthz", "/readyz", "/v1/models")]
             answers.append(await client.post("/v1/completions", json={"prompt": "x"}))

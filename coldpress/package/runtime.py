@@ -14,7 +14,16 @@ from coldpress.package.base import Base, python_version
 from coldpress.package.layer import Entry, File, Symlink
 
 SITE_PACKAGES = "opt/coldpress/site-packages"
-_ROOTS = ("llama-cpp-python", "numpy", "jinja2", "starlette", "uvicorn", "llguidance")
+_ROOTS = (
+    "llama-cpp-python",
+    "numpy",
+    "jinja2",
+    "starlette",
+    "uvicorn",
+    "websockets",
+    "prometheus-client",
+    "llguidance",
+)
 # Never imported when serving: headers, stubs, tests, build tools, a second copy of the libraries.
 _DROP = re.compile(
     r"\.\./.*|(lib|share)/.*|(.*/)?(__pycache__|tests|include)/.*|.*\.(a|pyi|h|pxd|c|f90)"

@@ -13,6 +13,8 @@ from coldpress.serve.listen import listen
 from coldpress.serve.loader import locate
 from coldpress.serve.trace import Trace
 
+_KEYS = "COLDPRESS_API_KEYS"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop; returns the exit code, after two lines on stderr if it is not 0."""
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if address := os.environ.get("AWS_LAMBDA_RUNTIME_API"):
             _serve_lambda(arguments.checkpoint, options, address)
         else:
-            _serve_http(arguments.checkpoint, options, arguments.host, _port(arguments.port))
+            _serve_http(arguments, options)
     except ColdpressError as error:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
@@ -53,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=preset.threads, help="default: the CPUs allowed")
     add("--parallel", type=int, default=preset.parallel, help="sequences decoded together")
     add("--queue", type=int, default=preset.queue, help="requests that may wait")
+    add("--api-keys", type=Path, help=f"file with an API key per line; default: ${_KEYS}")
+    add("--cors", action="append", default=[], metavar="ORIGIN", help="whose pages may call")
+    add("--answer-seconds", type=float, default=600, help="an answer ends after so long")
+    add("--quiet", action="store_true", help="no line per request on stdout")
     return parser
 
 
@@ -62,17 +68,41 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _serve_http(checkpoint: Path, options: EngineOptions, host: str, port: int) -> None:
+def _keys(file: Path | None) -> tuple[str, ...]:
+    """API keys, one per line of a file, or separated by commas in the environment.
+
+    Not on the command line, which every user of a machine can read.
+    """
+    try:
+        text = os.environ.get(_KEYS, "") if file is None else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{file} cannot be read: {error}", "give a text file of API keys"
+        ) from error
+    keys = tuple(key.strip() for key in text.replace(",", "\n").splitlines() if key.strip())
+    if file is not None and not keys:
+        raise UsageError(f"{file} has no key", "write one per line")
+    return keys
+
+
+def _serve_http(arguments: argparse.Namespace, options: EngineOptions) -> None:
     trace = Trace()
-    path = locate(checkpoint)
-    bound = listen(host, port)
+    keys, port = _keys(arguments.api_keys), _port(arguments.port)
+    path = locate(arguments.checkpoint)
+    bound = listen(arguments.host, port)
     engine = Engine(path, options, trace)
     engine.start()
     try:
         # These imports take a tenth of a second, in which the model is loading already.
         from coldpress.serve import http
 
-        http.serve(engine, bound, trace)
+        front = http.HttpOptions(
+            keys=keys,
+            origins=tuple(arguments.cors),
+            answer_s=arguments.answer_seconds,
+            log_requests=not arguments.quiet,
+        )
+        http.serve(engine, bound, trace, front)
     finally:
         bound.close()
         engine.close()

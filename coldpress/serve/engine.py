@@ -94,6 +94,16 @@ class Engine:
         """Whether it answers now."""
         return self._settled.is_set() and self.failure is None and not self._closing
 
+    @property
+    def n_running(self) -> int:
+        """Answers under way."""
+        return len(self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
     def submit(
         self,
         prompt: list[int],

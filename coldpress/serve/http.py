@@ -4,37 +4,63 @@ import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
+from coldpress.serve.access import Access
+from coldpress.serve.asked import Kind
 from coldpress.serve.engine import Engine
 from coldpress.serve.fields import ApiError
-from coldpress.serve.generation import Delta, Event, Failed
-from coldpress.serve.protocol import MAX_BODY_BYTES
+from coldpress.serve.generation import Event, Failed
+from coldpress.serve.metrics import CONTENT_TYPE, Metrics
+from coldpress.serve.protocol import MAX_BODY_BYTES, parse_tokenize
 from coldpress.serve.reply import ROUTES, Reply, check_ready, models, to_json
+from coldpress.serve.timed import until
 from coldpress.serve.trace import Trace
+from coldpress.serve.websocket import MAX_MESSAGE_BYTES, chat
 
 _DRAIN_S = 25
 """Seconds that running answers get after SIGTERM; Kubernetes kills after 30, Cloud Run after 10."""
+_BODY_S = 30
+"""Seconds that a body may take to arrive."""
+_PAGE = Path(__file__).with_name("page.html")
 
 
-def serve(engine: Engine, bound: socket.socket, trace: Trace) -> None:
+@dataclass(frozen=True)
+class HttpOptions:
+    """What the front allows."""
+
+    keys: tuple[str, ...] = ()
+    """API keys, one of which a caller must show; none: no key is asked for."""
+    origins: tuple[str, ...] = ()
+    """Origins whose pages may call; none: no other site's."""
+    answer_s: float = 600
+    """Seconds that one answer may take; it then ends as if it had reached its length."""
+    log_requests: bool = True
+
+
+def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptions) -> None:
     """Answer on a listening socket until SIGTERM or SIGINT, then finish what is running."""
     config = uvicorn.Config(
-        build_app(engine),
+        build_app(engine, options),
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan="off",
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
         timeout_graceful_shutdown=_DRAIN_S,
     )
     server = uvicorn.Server(config)
@@ -53,8 +79,9 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace) -> None:
     server.run(sockets=[bound])
 
 
-def build_app(engine: Engine) -> Starlette:
-    """The application: OpenAI's routes, /healthz (it lives) and /readyz (it answers)."""
+def build_app(engine: Engine, options: HttpOptions) -> Starlette:
+    """The application: OpenAI's routes, a page to chat on, what platforms and Prometheus ask for."""
+    metrics = Metrics(engine)
 
     async def list_models(_request: Request) -> Response:
         return _json(models(engine))
@@ -66,16 +93,45 @@ def build_app(engine: Engine) -> Starlette:
         check_ready(engine)
         return _json({"status": "ready"})
 
-    async def answer(request: Request) -> Response:
-        return await _answer(engine, request)
+    async def expose(_request: Request) -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
 
+    async def page(_request: Request) -> Response:
+        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+        return Response(_PAGE.read_bytes(), 200, {"Content-Security-Policy": policy}, "text/html")
+
+    async def tokenize(request: Request) -> Response:
+        check_ready(engine)
+        text, special = parse_tokenize(await _body(request))
+        model = engine.model
+        tokens = await run_in_threadpool(
+            model.tokenize, text, add_special=special, parse_special=False
+        )
+        return _json({"tokens": tokens})
+
+    async def answer(request: Request) -> Response:
+        return await _Front(engine, metrics, options).answer(request)
+
+    access = Middleware(Access, keys=options.keys, logs=options.log_requests, metrics=metrics)
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(options.origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+    )
     return Starlette(
         routes=[
             *(Route(path, answer, methods=["POST"]) for path in ROUTES),
+            WebSocketRoute("/v1/chat/ws", chat(engine, metrics, options.answer_s)),
             Route("/v1/models", list_models),
+            Route("/tokenize", tokenize, methods=["POST"]),
+            Route("/metrics", expose),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            Route("/", page),
         ],
+        # A page of another site asks without a key whether it may ask.
+        middleware=[*([cors] if options.origins else []), access],
         exception_handlers={
             **dict.fromkeys((ApiError, HTTPException, ClientDisconnect), _refused),
             Exception: _broken,
@@ -83,33 +139,50 @@ def build_app(engine: Engine) -> Starlette:
     )
 
 
-async def _answer(engine: Engine, request: Request) -> Response:
-    check_ready(engine)
-    loop = asyncio.get_running_loop()
-    events: asyncio.Queue[Event] = asyncio.Queue()
+class _Front:
+    """Takes a request's body to the engine and the engine's events to the client."""
 
-    def emit(event: Event) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, event)
+    def __init__(self, engine: Engine, metrics: Metrics, options: HttpOptions) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._answer_s = options.answer_s
 
-    body = await _body(request)
-    # A long prompt takes a while to tokenize: not in the event loop.
-    reply = await run_in_threadpool(Reply, engine, ROUTES[request.url.path], body, emit)
-    if reply.request.stream:
-        return _Stream(reply, events)
-    return await _whole(request, reply, events)
+    async def answer(self, request: Request) -> Response:
+        """Answer one request, whole or as a stream."""
+        check_ready(self._engine)
+        kind: Kind = ROUTES[request.url.path]
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def emit(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        body = await _body(request)
+        # A long prompt takes a while to tokenize: not in the event loop.
+        reply = await run_in_threadpool(Reply, self._engine, kind, body, emit)
+        timed = until(events, reply, self._answer_s, self._metrics)
+        if reply.request.stream:
+            return _Stream(reply, timed)
+        return await _whole(request, reply, timed, events)
 
 
 async def _body(request: Request) -> bytes:
-    """Read the body, but not more of it than is allowed."""
+    """Read the body, but not more of it than is allowed, nor for longer."""
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            break
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > MAX_BODY_BYTES:
+                    break
+    except TimeoutError as error:
+        raise ApiError(408, f"the body took over {_BODY_S} s", "body_too_slow") from error
     return bytes(body)
 
 
-async def _whole(request: Request, reply: Reply, events: asyncio.Queue[Event]) -> Response:
+async def _whole(
+    request: Request, reply: Reply, timed: AsyncIterator[Event], events: asyncio.Queue[Event]
+) -> Response:
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
@@ -117,9 +190,10 @@ async def _whole(request: Request, reply: Reply, events: asyncio.Queue[Event]) -
 
     watcher = asyncio.create_task(watch())
     try:
-        while (body := reply.collect(await events.get())) is None:
-            pass
-        return Response(body, media_type="application/json")
+        async for event in timed:
+            if (body := reply.collect(event)) is not None:
+                return Response(body, media_type="application/json")
+        raise ApiError(500, "the answer has no end", "engine_failed")
     finally:
         watcher.cancel()
         reply.cancel()
@@ -128,9 +202,9 @@ async def _whole(request: Request, reply: Reply, events: asyncio.Queue[Event]) -
 class _Stream(StreamingResponse):
     """Server-sent events of one reply; whatever ends the response ends the generation."""
 
-    def __init__(self, reply: Reply, events: asyncio.Queue[Event]) -> None:
+    def __init__(self, reply: Reply, timed: AsyncIterator[Event]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(_chunks(reply, events), media_type="text/event-stream", headers=headers)
+        super().__init__(_chunks(reply, timed), media_type="text/event-stream", headers=headers)
         self._reply = reply
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,14 +214,12 @@ class _Stream(StreamingResponse):
             self._reply.cancel()
 
 
-async def _chunks(reply: Reply, events: asyncio.Queue[Event]) -> AsyncIterator[bytes]:
+async def _chunks(reply: Reply, timed: AsyncIterator[Event]) -> AsyncIterator[bytes]:
     if opening := reply.opening():
         yield opening
-    while True:
-        event = await events.get()
-        yield reply.chunk(event)
-        if not isinstance(event, Delta):
-            return
+    async for event in timed:
+        if chunk := reply.chunk(event):
+            yield chunk
 
 
 def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -164,7 +236,7 @@ async def _refused(_request: Request, error: Exception) -> Response:
     match error:
         case ApiError():
             # An unread rest of the body would be taken for the next request.
-            close = {"Connection": "close"} if error.status == 413 else {}
+            close = {"Connection": "close"} if error.status in {408, 413} else {}
             return _json(error.body, error.status, {**error.headers, **close})
         case HTTPException():
             body = ApiError(error.status_code, error.detail.lower(), "no_such_route").body

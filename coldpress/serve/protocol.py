@@ -74,6 +74,16 @@ def parse(kind: Kind, body: bytes) -> Request:
     )
 
 
+def parse_tokenize(body: bytes) -> tuple[str, bool]:
+    """The text of a request to /tokenize, and whether BOS and EOS are to be added.
+
+    Raises:
+        ApiError: 400, 413.
+    """
+    of = _json(body)
+    return fields.text("content", of.get("content")), fields.flag(of, "add_special")
+
+
 def _json(body: bytes) -> dict[str, Any]:
     if len(body) > MAX_BODY_BYTES:
         raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes", "body_too_large")

@@ -90,8 +90,8 @@ class Reply:
             case Done(reason):
                 rest, why = self._rest(reason)
                 last = self._chunk({"delta": {}} if self._is_chat else {"text": ""}, why)
-                usage = self._usage_chunk(event) if self.request.include_usage else b""
-                return rest + last + usage + END_OF_STREAM
+                told = self._usage_chunk(event) if self.request.include_usage else b""
+                return rest + last + told + END_OF_STREAM
             case Failed(message):
                 return _event(ApiError(500, message, "engine_failed").body)
 
@@ -132,7 +132,7 @@ class Reply:
         else:
             choice = {"text": text}
         choice |= {"index": 0, "logprobs": self._said(self._logprobs), "finish_reason": reason}
-        return {**self._head(chunk=False), "choices": [choice], "usage": _usage(done)}
+        return {**self._head(chunk=False), "choices": [choice], "usage": usage(done)}
 
     def _text_chunk(self, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
         if not text and not logprobs:
@@ -156,7 +156,7 @@ class Reply:
         return _logprobs_of_chat(logprobs) if self._is_chat else _logprobs(logprobs)
 
     def _usage_chunk(self, done: Done) -> bytes:
-        return _event({**self._head(chunk=True), "choices": [], "usage": _usage(done)})
+        return _event({**self._head(chunk=True), "choices": [], "usage": usage(done)})
 
     def _head(self, *, chunk: bool) -> dict[str, Any]:
         kind = "text_completion"
@@ -170,7 +170,8 @@ class Reply:
         }
 
 
-def _usage(done: Done) -> dict[str, int]:
+def usage(done: Done) -> dict[str, int]:
+    """An answer's tokens as OpenAI counts them."""
     return {
         "prompt_tokens": done.prompt_tokens,
         "completion_tokens": done.completion_tokens,

@@ -1,0 +1,84 @@
+"""Chat over a WebSocket: one message in, pieces of text out, and again.
+
+In: a chat request as JSON, as for /v1/chat/completions, or a plain text as what the user says.
+Out: ``{"type": "delta", "text": …}`` each time there is text, then one of ``{"type": "done",
+"finish_reason": …, "usage": …}`` and ``{"type": "error", "error": …}``.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from coldpress.serve.engine import Engine
+from coldpress.serve.fields import ApiError
+from coldpress.serve.generation import Delta, Done, Event, Failed
+from coldpress.serve.metrics import Metrics
+from coldpress.serve.protocol import MAX_BODY_BYTES
+from coldpress.serve.reply import Reply, check_ready, to_json, usage
+from coldpress.serve.timed import until
+
+MAX_MESSAGE_BYTES = MAX_BODY_BYTES
+
+
+def chat(
+    engine: Engine, metrics: Metrics, answer_s: float
+) -> Callable[[WebSocket], Awaitable[None]]:
+    """The route's endpoint."""
+
+    async def endpoint(socket: WebSocket) -> None:
+        offered = socket.scope.get("subprotocols") or []
+        await socket.accept(subprotocol="bearer" if "bearer" in offered else None)
+        try:
+            while True:
+                message = await socket.receive_text()
+                try:
+                    await _answer(engine, metrics, answer_s, socket, message)
+                except ApiError as error:
+                    await _send(socket, {"type": "error", **error.body})
+        except (WebSocketDisconnect, KeyError):  # KeyError: a binary message
+            return
+
+    return endpoint
+
+
+async def _answer(
+    engine: Engine, metrics: Metrics, answer_s: float, socket: WebSocket, message: str
+) -> None:
+    check_ready(engine)
+    loop = asyncio.get_running_loop()
+    events: asyncio.Queue[Event] = asyncio.Queue()
+
+    def emit(event: Event) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    reply = await run_in_threadpool(Reply, engine, "chat", _request(message), emit)
+    try:
+        async for event in until(events, reply, answer_s, metrics):
+            match event:
+                case Delta(text):
+                    await _send(socket, {"type": "delta", "text": text})
+                case Done(reason):
+                    done = {"type": "done", "finish_reason": reason, "usage": usage(event)}
+                    await _send(socket, done)
+                case Failed(text):
+                    raise ApiError(500, text, "engine_failed")
+    finally:
+        reply.cancel()
+
+
+def _request(message: str) -> bytes:
+    """The body of a chat request; plain text is one message of the user."""
+    try:
+        if isinstance(json.loads(message), dict):
+            return message.encode()
+    except (ValueError, RecursionError):
+        pass
+    return to_json({"messages": [{"role": "user", "content": message}]})
+
+
+async def _send(socket: WebSocket, value: dict[str, Any]) -> None:
+    await socket.send_text(to_json(value).decode())
