@@ -353,6 +353,23 @@ def ask(
     _print(answer, json_, answer.text)
 
 
+@app.command()
+def chat(
+    where: Annotated[str, typer.Argument(help="a server's address, or a checkpoint to serve")],
+    system: Annotated[str | None, typer.Option(help="what the model is told first")] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 1.0,
+    max_tokens: Annotated[int | None, typer.Option(help="of each answer")] = None,
+    seed: Annotated[int | None, typer.Option(help="makes answers repeatable")] = None,
+) -> None:
+    """Chat in the terminal with a server or a checkpoint; lines from a pipe are answered in turn."""
+    from coldpress import chat as terminal
+
+    asked = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    with terminal.at(where) as opened:
+        opened.options = {name: value for name, value in asked.items() if value is not None}
+        terminal.talk(opened, system)
+
+
 @runs_app.command("ls")
 def runs_ls(store: Runs = _DEFAULT_STORE, json_: Json = False) -> None:
     """List what was run, the oldest first."""
