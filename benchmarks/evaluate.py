@@ -27,7 +27,13 @@ from coldpress.quantize import QuantizeOptions, quantize
 REPORT = Path(__file__).resolve().parents[1] / "reports/evaluate.json"
 MMLU, WIKITEXT = SHARED / "mmlu", SHARED / "wikitext2/wiki.test.raw"
 N_CTX, CHUNK, N_CHUNKS = 4096, 512, 200
-WALL_SUBJECTS = ("anatomy", "astronomy", "college_physics")
+# Sharing saves of their tokens what it saves of all of MMLU's: 7.1 to 7.4 times.
+WALL_SUBJECTS = (
+    "business_ethics",
+    "college_computer_science",
+    "high_school_geography",
+    "professional_psychology",
+)
 DEFINITIONS = {
     "max_loglikelihood_diff_vs_transformers": "nats, over the four letters of 200 MMLU questions without examples,"
     " F32 GGUF of stories260K in profile exact against lm-eval's hf model in float32, which writes its softmax"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from coldpress.errors import ColdpressError
 from coldpress.serve import aws_lambda
 from coldpress.serve.engine import Engine, EngineOptions
 from coldpress.serve.runtime_api import RuntimeApi
@@ -172,6 +173,94 @@ def test_an_error_under_way_travels_in_the_trailers(model: Path) -> None:
     assert posted.trailers["Lambda-Runtime-Function-Error-Type"] == "Coldpress.engine_failed"
     body = base64.b64decode(posted.trailers["Lambda-Runtime-Function-Error-Body"])
     assert json.loads(body)["errorMessage"] == "the server is stopping"
+
+
+def _slow_engine(model: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, threading.Event]:
+    """An engine whose load waits for an event."""
+    gate = threading.Event()
+    load = Engine._load
+
+    def late(self: Engine) -> None:
+        gate.wait(60)
+        load(self)
+
+    monkeypatch.setattr(Engine, "_load", late)
+    monkeypatch.setattr(aws_lambda, "_HEARTBEAT_S", 0.05)
+    return Engine(model, EngineOptions(parallel=1, threads=1), Trace()), gate
+
+
+def _answering(engine: Engine, address: str) -> threading.Thread:
+    def run() -> None:
+        with suppress(OSError, HTTPException, ColdpressError):  # the fake goes away at the end
+            aws_lambda.run(engine, RuntimeApi(address))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_stream_beats_while_the_model_is_loading(
+    model: Path, monkeypatch: pytest.MonkeyPatch, api: FakeRuntimeApi
+) -> None:
+    expected = _events(_prelude(api.invoke(_function_url({**SHORT, "stream": True})))[1])
+    engine, gate = _slow_engine(model, monkeypatch)
+    engine.start()
+    with serving() as fake:
+        _answering(engine, fake.address)
+        fake.send(_function_url({**SHORT, "stream": True}))
+        threading.Timer(0.4, gate.set).start()
+        posted = fake.posted.get(timeout=60)
+        # What is wrong with a request is said at once, as ever.
+        refused = fake.invoke(_function_url({"prompt": 3, "stream": True}))
+    engine.close()
+    prelude, body = _prelude(posted)
+    beats, rest = body.count(b": loading\n\n"), body.replace(b": loading\n\n", b"")
+    assert prelude["statusCode"] == 200 and beats >= 3
+    texts = [[e["choices"][0]["text"] for e in events] for events in (_events(rest), expected)]
+    assert texts[0] == texts[1] and texts[0]
+    assert posted.trailers == {}
+    assert _prelude(refused)[0]["statusCode"] == 400
+
+
+def test_a_stream_whose_model_does_not_come_says_so(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, gate = _slow_engine(model, monkeypatch)
+    engine.start()
+    with serving() as fake:
+        _answering(engine, fake.address)
+        posted = fake.invoke(_function_url({**SHORT, "stream": True}), seconds=1.5)
+        gate.set()
+        assert engine.wait(60)
+        # The next one is served, and no heartbeat is needed.
+        served = fake.invoke(_function_url({**SHORT, "stream": True}))
+    engine.close()
+    error = json.loads(_prelude(posted)[1].rsplit(b"data: ", 1)[1])
+    assert error["error"]["code"] == "loading"
+    assert posted.trailers["Lambda-Runtime-Function-Error-Type"] == "Coldpress.loading"
+    assert b": loading" not in _prelude(served)[1]
+
+
+def test_each_answer_is_a_line_of_metrics(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Engine(model, EngineOptions(parallel=1, threads=1), Trace())
+    engine.start()
+    assert engine.wait(60)
+    with serving() as fake:
+        _answering(engine, fake.address)
+        usage = json.loads(fake.invoke({**SHORT}).body)["usage"]
+        fake.invoke({"prompt": 3})
+        fake.invoke(_function_url({**SHORT, "stream": True}))
+    engine.close()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2
+    for line, request in zip(lines, ("request-1", "request-3"), strict=True):
+        (declared,) = line["_aws"]["CloudWatchMetrics"]
+        assert declared["Namespace"] == "coldpress" and declared["Dimensions"] == [["Model"]]
+        named = {each["Name"] for each in declared["Metrics"]}
+        assert named <= line.keys() and {"FirstTokenMs", "DurationMs"} <= named
+        assert (line["Model"], line["RequestId"]) == ("tiny", request)
+        assert line["PromptTokens"] == usage["prompt_tokens"]
+        assert line["CompletionTokens"] == 8 and line["FirstTokenMs"] <= line["DurationMs"]
 
 
 def test_what_cannot_start_is_an_init_error(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The Lambda front: events in, OpenAI's answers out, in pieces where the caller can take them.
 
 The model loads in the background from the first moment, so that the init phase is short and its
-limit of 10 s is never met; the first invocation waits for the rest of the load.
+limit of 10 s is never met; the first invocation waits for the rest of the load. A caller who takes
+pieces gets a comment every few seconds while it does, so that nothing on the way gives up.
 
 Three callers are known by their events: a function URL (streams), API Gateway's HTTP API (cannot)
 and a direct invocation, whose event is the request body itself (streams with ``"stream": true``).
@@ -16,14 +17,17 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Literal, assert_never
 
+from coldpress.serve import emf
 from coldpress.serve.engine import Engine
 from coldpress.serve.fields import ApiError
-from coldpress.serve.generation import Delta, Event, Failed
-from coldpress.serve.reply import ROUTES, Reply, check_ready, models, to_json
+from coldpress.serve.generation import Delta, Done, Event, Failed
+from coldpress.serve.protocol import parse
+from coldpress.serve.reply import ROUTES, Reply, check_ready, models, to_event, to_json
 from coldpress.serve.runtime_api import FunctionError, Invocation, ResponseStream, RuntimeApi
 
 _MARGIN_S = 1.0
 """An answer ends so long before the deadline, to be delivered whole."""
+_HEARTBEAT_S = 5.0
 _JSON = {"Content-Type": "application/json"}
 _EVENTS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 
@@ -69,10 +73,14 @@ def _handle(engine: Engine, api: RuntimeApi, invocation: Invocation) -> None:
         return
     output = _Output(api, invocation, call.caller)
     try:
-        engine.wait(_left_s(invocation))
         if call.method == "POST" and call.path in ROUTES:
+            if not engine.settled and _streams(call):
+                output.beating(engine, call)
+                return
+            engine.wait(_left_s(invocation))
             _answer(engine, call, invocation, output)
             return
+        engine.wait(_left_s(invocation))
         output.whole(200, _JSON, to_json(_get(engine, call)))
     except ApiError as error:
         output.refuse(error)
@@ -129,14 +137,23 @@ def _get(engine: Engine, call: Call) -> dict[str, Any]:
             raise ApiError(404, f"no such route: {call.method} {call.path}", "no_such_route")
 
 
+def _streams(call: Call) -> bool:
+    """Whether the caller takes pieces and asks for them; what is wrong with it is said at once.
+
+    Raises:
+        ApiError: 400, 413.
+    """
+    return call.caller != "http_api" and parse(ROUTES[call.path], call.body).stream
+
+
 def _answer(engine: Engine, call: Call, invocation: Invocation, output: "_Output") -> None:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     reply = Reply(engine, ROUTES[call.path], call.body, events.put)
     try:
         if reply.request.stream:
-            output.pieces(_until_deadline(events, reply, invocation), reply)
+            output.pieces(_until_deadline(engine, events, reply, invocation), reply)
             return
-        for event in _until_deadline(events, reply, invocation):
+        for event in _until_deadline(engine, events, reply, invocation):
             if (body := reply.collect(event)) is not None:
                 output.whole(200, _JSON, body)
     finally:
@@ -144,15 +161,23 @@ def _answer(engine: Engine, call: Call, invocation: Invocation, output: "_Output
 
 
 def _until_deadline(
-    events: "queue.SimpleQueue[Event]", reply: Reply, invocation: Invocation
+    engine: Engine,
+    events: "queue.SimpleQueue[Event]",
+    reply: Reply,
+    invocation: Invocation,
 ) -> Iterator[Event]:
     """The engine's events; short of time, an end as if the answer had reached its length."""
+    watch = emf.Stopwatch()
     while True:
         try:
             event = events.get(timeout=_left_s(invocation))
         except queue.Empty:
             event = reply.cut()
+        watch.text()
         yield event
+        if isinstance(event, Done):
+            told = (event.prompt_tokens, event.completion_tokens)
+            watch.emit(engine.model.name, invocation.request_id, *told)
         if not isinstance(event, Delta):
             return
 
@@ -192,15 +217,40 @@ class _Output:
         else:
             self.whole(error.status, {**_JSON, **error.headers}, to_json(error.body))
 
+    def beating(self, engine: Engine, call: Call) -> None:
+        """A stream that is begun before the model is loaded; what fails then is an event of it."""
+        stream = self._open()
+        failed = None
+        try:
+            while not engine.settled and _left_s(self._invocation):
+                engine.wait(min(_HEARTBEAT_S, _left_s(self._invocation)))
+                if not engine.settled:
+                    stream.write(b": loading\n\n")
+            events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+            reply = Reply(engine, ROUTES[call.path], call.body, events.put)
+            try:
+                stream.write(reply.opening())
+                timed = _until_deadline(engine, events, reply, self._invocation)
+                failed = _copy(timed, reply, stream)
+            finally:
+                reply.cancel()
+        except ApiError as error:
+            stream.write(to_event(error.body))
+            failed = FunctionError(f"Coldpress.{error.body['error']['code']}", str(error))
+        stream.close(failed)
+
+    def _open(self) -> ResponseStream:
+        prelude = {"statusCode": 200, "headers": _EVENTS}
+        function_url = self._caller == "function_url"
+        return self._api.stream(self._invocation, prelude if function_url else None)
+
     def pieces(self, events: Iterator[Event], reply: Reply) -> None:
         """An answer as server-sent events, each sent when it is there."""
         if self._caller == "http_api":
             body = reply.opening() + b"".join(map(reply.chunk, events))
             self.whole(200, _EVENTS, body)
             return
-        prelude = {"statusCode": 200, "headers": _EVENTS}
-        function_url = self._caller == "function_url"
-        stream = self._api.stream(self._invocation, prelude if function_url else None)
+        stream = self._open()
         stream.write(reply.opening())
         stream.close(_copy(events, reply, stream))
 

@@ -90,6 +90,11 @@ class Engine:
         return self.ready
 
     @property
+    def settled(self) -> bool:
+        """Whether the model is loaded or cannot be."""
+        return self._settled.is_set()
+
+    @property
     def ready(self) -> bool:
         """Whether it answers now."""
         return self._settled.is_set() and self.failure is None and not self._closing

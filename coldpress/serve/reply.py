@@ -93,7 +93,7 @@ class Reply:
                 told = self._usage_chunk(event) if self.request.include_usage else b""
                 return rest + last + told + END_OF_STREAM
             case Failed(message):
-                return _event(ApiError(500, message, "engine_failed").body)
+                return to_event(ApiError(500, message, "engine_failed").body)
 
     def collect(self, event: Event) -> bytes | None:
         """Gather events; the whole body once ``Done`` is there.
@@ -148,7 +148,7 @@ class Reply:
     ) -> bytes:
         said = self._said(logprobs) if logprobs else None
         whole = {"index": 0, **choice, "logprobs": said, "finish_reason": reason}
-        return _event({**self._head(chunk=True), "choices": [whole]})
+        return to_event({**self._head(chunk=True), "choices": [whole]})
 
     def _said(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if self.request.options.logprobs is None:
@@ -156,7 +156,7 @@ class Reply:
         return _logprobs_of_chat(logprobs) if self._is_chat else _logprobs(logprobs)
 
     def _usage_chunk(self, done: Done) -> bytes:
-        return _event({**self._head(chunk=True), "choices": [], "usage": usage(done)})
+        return to_event({**self._head(chunk=True), "choices": [], "usage": usage(done)})
 
     def _head(self, *, chunk: bool) -> dict[str, Any]:
         kind = "text_completion"
@@ -179,7 +179,8 @@ def usage(done: Done) -> dict[str, int]:
     }
 
 
-def _event(value: object) -> bytes:
+def to_event(value: object) -> bytes:
+    """A server-sent event."""
     return b"data: " + to_json(value) + b"\n\n"
 
 
