@@ -239,6 +239,11 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+def _ask_for_more(route: Any) -> None:
+    body = {**json.loads(route.request.post_data), "max_tokens": 60_000}
+    route.continue_(post_data=json.dumps(body))
+
+
 def test_a_person_chats_on_the_page(chromium: Any, open_url: str) -> None:
     from playwright.sync_api import expect
 
@@ -253,7 +258,8 @@ def test_a_person_chats_on_the_page(chromium: Any, open_url: str) -> None:
     expect(page.locator("#status")).to_contain_text("tok/s", timeout=60_000)
     answers = page.locator("li.assistant")
     assert answers.count() == 1 and len(answers.first.inner_text()) > 100
-    # Stopped half-way, what is there stays, and the conversation goes on.
+    # Stopped half-way, what is there stays, and the conversation goes on. This model would be done too soon.
+    page.route("**/v1/chat/completions", _ask_for_more)
     page.fill("#text", "again")
     page.click("#send")
     expect(answers.nth(1)).to_have_text(re.compile(".{6}", re.DOTALL))

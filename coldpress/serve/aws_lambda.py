@@ -4,8 +4,9 @@ The model loads in the background from the first moment, so that the init phase 
 limit of 10 s is never met; the first invocation waits for the rest of the load. A caller who takes
 pieces gets a comment every few seconds while it does, so that nothing on the way gives up.
 
-Three callers are known by their events: a function URL (streams), API Gateway's HTTP API (cannot)
-and a direct invocation, whose event is the request body itself (streams with ``"stream": true``).
+Four callers are known by their events: a function URL (streams), API Gateway's HTTP API (cannot), its
+WebSocket API (pieces are sent to the connection) and a direct invocation, whose event is the request
+body itself (streams with ``"stream": true``).
 """
 
 import base64
@@ -17,17 +18,29 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Literal, assert_never
 
+from coldpress.errors import ColdpressError
 from coldpress.serve import emf
+from coldpress.serve.connections import Connection, GoneError
 from coldpress.serve.engine import Engine
 from coldpress.serve.fields import ApiError
 from coldpress.serve.generation import Delta, Done, Event, Failed
-from coldpress.serve.protocol import parse
-from coldpress.serve.reply import ROUTES, Reply, check_ready, models, to_event, to_json
+from coldpress.serve.protocol import chat_body, parse
+from coldpress.serve.reply import (
+    ROUTES,
+    Reply,
+    as_message,
+    check_ready,
+    models,
+    to_event,
+    to_json,
+)
 from coldpress.serve.runtime_api import FunctionError, Invocation, ResponseStream, RuntimeApi
 
 _MARGIN_S = 1.0
 """An answer ends so long before the deadline, to be delivered whole."""
 _HEARTBEAT_S = 5.0
+_GATHER_S = 0.1
+"""Text is gathered for so long between two messages of a WebSocket: each is a request of its own."""
 _JSON = {"Content-Type": "application/json"}
 _EVENTS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 
@@ -66,6 +79,9 @@ def run(engine: Engine, api: RuntimeApi) -> None:
 
 
 def _handle(engine: Engine, api: RuntimeApi, invocation: Invocation) -> None:
+    if isinstance(connection := _at(invocation.event, "requestContext", "connectionId"), str):
+        _converse(engine, api, invocation, connection)
+        return
     try:
         call = _read(invocation.event)
     except ApiError as error:
@@ -117,8 +133,8 @@ def _body(event: dict[str, Any]) -> bytes:
         raise ApiError(400, "the event's body cannot be read", "bad_event") from error
 
 
-def _at(event: dict[str, Any], *keys: str) -> Any:
-    value: Any = event
+def _at(event: Any, *keys: str) -> Any:
+    value = event
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
@@ -156,6 +172,50 @@ def _answer(engine: Engine, call: Call, invocation: Invocation, output: "_Output
         for event in _until_deadline(engine, events, reply, invocation):
             if (body := reply.collect(event)) is not None:
                 output.whole(200, _JSON, body)
+    finally:
+        reply.cancel()
+
+
+def _converse(engine: Engine, api: RuntimeApi, invocation: Invocation, connection_id: str) -> None:
+    """Answer one message of a WebSocket, to its connection; the invocation itself says only that it is done."""
+    event = invocation.event
+    if _at(event, "requestContext", "eventType") != "MESSAGE":
+        api.respond(invocation, to_json({"statusCode": 200}))
+        return
+    domain, stage = (str(_at(event, "requestContext", name)) for name in ("domainName", "stage"))
+    try:
+        client = Connection(domain, stage, connection_id)
+        try:
+            _say(engine, invocation, client, _body(event))
+        finally:
+            client.close()
+    except GoneError:
+        pass
+    except (ColdpressError, ApiError, OSError, HTTPException) as error:
+        api.fail(invocation, FunctionError("Coldpress.WebSocket", str(error)))
+        return
+    api.respond(invocation, to_json({"statusCode": 200}))
+
+
+def _say(engine: Engine, invocation: Invocation, client: Connection, message: bytes) -> None:
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    try:
+        engine.wait(_left_s(invocation))
+        reply = Reply(engine, "chat", chat_body(message.decode(errors="replace")), events.put)
+    except ApiError as error:
+        client.send(to_json({"type": "error", **error.body}))
+        return
+    gathered, sent_s = "", 0.0
+    try:
+        for event in _until_deadline(engine, events, reply, invocation):
+            if isinstance(event, Delta):
+                gathered += event.text
+            late = time.monotonic() - sent_s >= _GATHER_S
+            if gathered and (late or not isinstance(event, Delta)):
+                client.send(to_json(as_message(Delta(gathered))))
+                gathered, sent_s = "", time.monotonic()
+            if not isinstance(event, Delta):
+                client.send(to_json(as_message(event)))
     finally:
         reply.cancel()
 

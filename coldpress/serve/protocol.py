@@ -74,6 +74,16 @@ def parse(kind: Kind, body: bytes) -> Request:
     )
 
 
+def chat_body(message: str) -> bytes:
+    """A WebSocket's message as a chat request's body; plain text is what the user says."""
+    try:
+        if isinstance(json.loads(message), dict):
+            return message.encode()
+    except (ValueError, RecursionError):
+        pass
+    return json.dumps({"messages": [{"role": "user", "content": message}]}).encode()
+
+
 def parse_tokenize(body: bytes) -> tuple[str, bool]:
     """The text of a request to /tokenize, and whether BOS and EOS are to be added.
 

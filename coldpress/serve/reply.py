@@ -44,6 +44,17 @@ def models(engine: Engine) -> dict[str, Any]:
     return {"object": "list", "data": [entry]}
 
 
+def as_message(event: Event) -> dict[str, Any]:
+    """An event as a WebSocket's message."""
+    match event:
+        case Delta(text):
+            return {"type": "delta", "text": text}
+        case Done(reason):
+            return {"type": "done", "finish_reason": reason, "usage": usage(event)}
+        case Failed(message):
+            return {"type": "error", **ApiError(500, message, "engine_failed").body}
+
+
 class Reply:
     """An answer under way.
 

@@ -6,7 +6,6 @@ Out: ``{"type": "delta", "text": …}`` each time there is text, then one of ``{
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,10 +14,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from coldpress.serve.engine import Engine
 from coldpress.serve.fields import ApiError
-from coldpress.serve.generation import Delta, Done, Event, Failed
+from coldpress.serve.generation import Event
 from coldpress.serve.metrics import Metrics
-from coldpress.serve.protocol import MAX_BODY_BYTES
-from coldpress.serve.reply import Reply, check_ready, to_json, usage
+from coldpress.serve.protocol import MAX_BODY_BYTES, chat_body
+from coldpress.serve.reply import Reply, as_message, check_ready, to_json
 from coldpress.serve.timed import until
 
 MAX_MESSAGE_BYTES = MAX_BODY_BYTES
@@ -55,29 +54,12 @@ async def _answer(
     def emit(event: Event) -> None:
         loop.call_soon_threadsafe(events.put_nowait, event)
 
-    reply = await run_in_threadpool(Reply, engine, "chat", _request(message), emit)
+    reply = await run_in_threadpool(Reply, engine, "chat", chat_body(message), emit)
     try:
         async for event in until(events, reply, answer_s, metrics):
-            match event:
-                case Delta(text):
-                    await _send(socket, {"type": "delta", "text": text})
-                case Done(reason):
-                    done = {"type": "done", "finish_reason": reason, "usage": usage(event)}
-                    await _send(socket, done)
-                case Failed(text):
-                    raise ApiError(500, text, "engine_failed")
+            await _send(socket, as_message(event))
     finally:
         reply.cancel()
-
-
-def _request(message: str) -> bytes:
-    """The body of a chat request; plain text is one message of the user."""
-    try:
-        if isinstance(json.loads(message), dict):
-            return message.encode()
-    except (ValueError, RecursionError):
-        pass
-    return to_json({"messages": [{"role": "user", "content": message}]})
 
 
 async def _send(socket: WebSocket, value: dict[str, Any]) -> None:
