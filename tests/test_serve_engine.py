@@ -211,7 +211,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, model: Path) -> None:
     with pytest.raises(UsageError):
         EngineOptions(parallel=0)
     (tmp_path / "model.gguf").write_bytes(model.read_bytes())
-    (tmp_path / "model.index.json").write_text('{"size_bytes": 3}')
+    (tmp_path / "model.index.json").write_text('{"files": [{"size_bytes": 3}]}')
     with pytest.raises(IntegrityError, match="its index says 3"):
         locate(tmp_path)
 

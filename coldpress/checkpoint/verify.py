@@ -1,107 +1,238 @@
-"""Check every byte of a checkpoint and say which ones differ."""
+"""Check a checkpoint, every byte or some chunks, and say which ones differ."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coldpress.checkpoint import chunks, fields, gguf_header, index
+from coldpress.checkpoint import chunks, fields, gguf_header, index, shards
 from coldpress.checkpoint.chunks import Chunk
+from coldpress.checkpoint.fields import Digests
 from coldpress.checkpoint.gguf_header import Header
-from coldpress.checkpoint.stage import locate
-from coldpress.errors import InputError, IntegrityError
+from coldpress.checkpoint.source import locate
+from coldpress.errors import InputError, IntegrityError, UsageError
 
 _AGAIN = "fetch it again, or build it again"
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A checkpoint whose every byte is what was written; ``indexed`` if it has its side file."""
+    """What was checked and is what was written; ``indexed`` if the side file is there and agrees.
+
+    ``n_checked`` of ``n_chunks`` chunks were read; sizes and headers always are.
+    """
 
     path: Path
     size_bytes: int
+    n_files: int
     n_tensors: int
     n_chunks: int
+    n_checked: int
     root_sha256: str
     indexed: bool
 
 
-def verify(path: Path) -> Verified:
-    """Check a checkpoint's size, header, chunks and, if it is there, its index.
+@dataclass(frozen=True)
+class _File:
+    """One file whose header is intact; its first chunk is number ``first`` of the model."""
+
+    path: Path
+    header: Header
+    digests: Digests
+    first: int
+
+    @property
+    def pieces(self) -> list[Chunk]:
+        return list(chunks.split(self.digests.data_bytes, self.digests.chunk_bytes))
+
+
+def verify(
+    path: Path,
+    *,
+    numbers: Iterable[int] | None = None,
+    tensors: Iterable[str] | None = None,
+    threads: int | None = None,
+) -> Verified:
+    """Check a checkpoint's sizes, headers, chunks and, if it is there, its index.
 
     Args:
-        path: the artifact's folder, or its ``model.gguf`` alone: the file proves itself.
+        path: the artifact's folder, its ``model.gguf`` or first shard, or another shard alone.
+        numbers: chunks to check, counted from 0 over all files; by default all.
+        tensors: check the chunks that hold these tensors; together with ``numbers``.
+        threads: that read and hash; by default one per CPU.
 
     Raises:
-        IntegrityError: it is truncated, bytes differ, or the index belongs to another model.
+        IntegrityError: a file is missing or truncated, bytes differ, or the index or a shard belongs
+            to another model.
         InputError: not a GGUF, or one that carries no digests.
+        UsageError: there is no such chunk or tensor.
     """
     gguf = locate(path)
     side = gguf.with_name(index.INDEX_NAME)
     listed = index.read(side) if side.is_file() else None
-    if listed:
-        _check_against_index(gguf, side, listed)
-    header = gguf_header.peek(gguf)
-    digests = fields.digests(header, str(gguf))
-    size = gguf.stat().st_size
-    _check_size(gguf, size, header.data_offset + digests.data_bytes)
-    if not fields.header_is_intact(header, _head(gguf, header.data_offset)):
-        raise IntegrityError(f"{gguf}: its header differs (bytes 0-{header.data_offset})", _AGAIN)
-    if listed and (listed.tensors, listed.chunk_sha256) != (
-        index.ranges(header),
-        digests.chunk_sha256,
-    ):
-        raise IntegrityError(f"{side} does not agree with the header of {gguf}", _AGAIN)
-    pieces = list(chunks.split(digests.data_bytes, digests.chunk_bytes))
-    actual = chunks.sha256_chunks(gguf, header.data_offset, pieces, "verifying")
-    bad = [
-        c for c, was, now in zip(pieces, digests.chunk_sha256, actual, strict=True) if was != now
-    ]
+    files = _open(_paths(gguf, side, listed), side, listed)
+    total = sum(len(file.pieces) for file in files)
+    chosen = _chosen(files, total, numbers, tensors)
+    bad: list[tuple[_File, Chunk]] = []
+    for file in files:
+        pieces = [c for c in file.pieces if file.first + c.number in chosen]
+        actual = chunks.sha256_chunks(
+            file.path, file.header.data_offset, pieces, f"verifying {file.path.name}", threads
+        )
+        was = file.digests.chunk_sha256
+        bad += [(file, c) for c, now in zip(pieces, actual, strict=True) if was[c.number] != now]
     if bad:
-        raise IntegrityError(_name(gguf, header, bad, len(pieces)), _AGAIN)
-    return Verified(gguf, size, len(header.tensors), len(pieces), digests.root_sha256, bool(listed))
+        raise IntegrityError(_name(bad, total), _AGAIN)
+    return Verified(
+        path=gguf,
+        size_bytes=sum(file.path.stat().st_size for file in files),
+        n_files=len(files),
+        n_tensors=sum(len(file.header.tensors) for file in files),
+        n_chunks=total,
+        n_checked=len(chosen),
+        root_sha256=chunks.root(d for file in files for d in file.digests.chunk_sha256),
+        indexed=listed is not None,
+    )
 
 
-def _check_against_index(gguf: Path, side: Path, listed: index.Index) -> None:
+def _paths(gguf: Path, side: Path, listed: index.Index | None) -> list[Path]:
+    """The files of the model: by its index, which explains more, else by the first file."""
+    if listed:
+        names = [file.name for file in listed.files]
+        if gguf.name not in names:
+            raise IntegrityError(f"{side} belongs to another model than {gguf}", _AGAIN)
+        _check_against_index(gguf, side, listed.files[names.index(gguf.name)])
+        alone = gguf.name != names[0]
+        return [gguf] if alone else [gguf.with_name(name) for name in names]
+    header = gguf_header.peek(gguf)
+    alone = shards.place(header)[0] > 0
+    return [gguf] if alone else list(shards.siblings(gguf, header))
+
+
+def _open(paths: Sequence[Path], side: Path, listed: index.Index | None) -> list[_File]:
+    files: list[_File] = []
+    entries = {file.name: file for file in listed.files} if listed else {}
+    for number, path in enumerate(paths):
+        if not path.is_file():
+            raise IntegrityError(
+                f"{path} is missing: file {number + 1} of {len(paths)}", "fetch it, or build again"
+            )
+        entry = entries.get(path.name)
+        if entry:
+            _check_against_index(path, side, entry)
+        first = files[-1].first + len(files[-1].pieces) if files else 0
+        file = _proven(path, first)
+        if files and files[0].digests.shard_header_sha256[number - 1 : number] != (
+            file.digests.header_sha256,
+        ):
+            raise IntegrityError(f"{path} belongs to another model than {files[0].path}", _AGAIN)
+        if listed and entry and not _agrees(listed, entry, file):
+            raise IntegrityError(f"{side} does not agree with the header of {path}", _AGAIN)
+        files.append(file)
+    return files
+
+
+def _proven(path: Path, first: int) -> _File:
+    """Read a file's header and check it against its own digest, and the size against both."""
+    header = gguf_header.peek(path)
+    digests = fields.digests(header, str(path))
+    _check_size(path, header.data_offset + digests.data_bytes)
+    if not fields.header_is_intact(header, _head(path, header.data_offset)):
+        raise _header_differs(path, header.data_offset)
+    return _File(path, header, digests, first)
+
+
+def _agrees(listed: index.Index, entry: index.IndexedFile, file: _File) -> bool:
+    number = listed.files.index(entry)
+    ours = {name: place for name, place in listed.tensors.items() if place.file == number}
+    theirs = index.ranges(file.header, number)
+    return (
+        list(ours.items()) == list(theirs.items())
+        and entry.chunk_sha256 == file.digests.chunk_sha256
+        and listed.chunk_bytes == file.digests.chunk_bytes
+    )
+
+
+def _check_against_index(path: Path, side: Path, entry: index.IndexedFile) -> None:
     """The index knows size and header without decoding them: it explains what a parser cannot."""
-    _check_size(gguf, gguf.stat().st_size, listed.size_bytes)
-    with gguf.open("rb") as stream:
-        digest = chunks.sha256_range(stream.fileno(), 0, listed.data_offset)
-    if digest == listed.header_sha256:
+    if not path.is_file():
         return
-    if _proves_itself(gguf):
-        raise IntegrityError(f"{side} belongs to another model", "fetch the index of this one")
-    raise IntegrityError(f"{gguf}: its header differs (bytes 0-{listed.data_offset})", _AGAIN)
+    with path.open("rb") as stream:
+        digest = chunks.sha256_range(stream.fileno(), 0, entry.data_offset)
+    if digest == entry.header_sha256:
+        _check_size(path, entry.size_bytes)
+        return
+    if _proves_itself(path):
+        raise IntegrityError(
+            f"{side} belongs to another model than {path}", "fetch the index of this one"
+        )
+    _check_size(path, entry.size_bytes)
+    raise _header_differs(path, entry.data_offset)
 
 
-def _proves_itself(gguf: Path) -> bool:
+def _proves_itself(path: Path) -> bool:
     try:
-        header = gguf_header.peek(gguf)
+        header = gguf_header.peek(path)
     except InputError:
         return False
-    return fields.header_is_intact(header, _head(gguf, header.data_offset))
+    return fields.header_is_intact(header, _head(path, header.data_offset))
 
 
-def _check_size(gguf: Path, size: int, expected: int) -> None:
+def _check_size(path: Path, expected: int) -> None:
+    size = path.stat().st_size
     if size != expected:
         what = "is truncated" if size < expected else "is too long"
-        raise IntegrityError(f"{gguf} {what}: {size} of {expected} bytes", _AGAIN)
+        raise IntegrityError(f"{path} {what}: {size} of {expected} bytes", _AGAIN)
 
 
-def _head(gguf: Path, count: int) -> bytes:
-    with gguf.open("rb") as stream:
+def _header_differs(path: Path, end: int) -> IntegrityError:
+    return IntegrityError(f"{path}: its header differs (bytes 0-{end})", _AGAIN)
+
+
+def _head(path: Path, count: int) -> bytes:
+    with path.open("rb") as stream:
         return stream.read(count)
 
 
-def _name(gguf: Path, header: Header, bad: list[Chunk], total: int) -> str:
-    first = bad[0]
-    start, end = header.data_offset + first.start, header.data_offset + first.end
+def _chosen(
+    files: Sequence[_File],
+    total: int,
+    numbers: Iterable[int] | None,
+    names: Iterable[str] | None,
+) -> set[int]:
+    """The numbers of the chunks to read, counted over all files."""
+    if numbers is None and names is None:
+        return set(range(total))
+    chosen = set(numbers or ())
+    if beyond := sorted(number for number in chosen if not 0 <= number < total):
+        raise UsageError(f"there is no chunk {beyond[0]}", f"chunks are 0 to {total - 1}")
+    for name in names or ():
+        chosen |= _holding(files, name)
+    return chosen
+
+
+def _holding(files: Sequence[_File], name: str) -> set[int]:
+    for file in files:
+        for tensor in file.header.tensors:
+            if tensor.name == name:
+                size = file.digests.chunk_bytes
+                first = tensor.offset // size
+                end = -(-(tensor.offset + tensor.size_bytes) // size)
+                return set(range(file.first + first, file.first + end))
+    raise UsageError(f"there is no tensor {name!r}", "`coldpress inspect` lists them")
+
+
+def _name(bad: Sequence[tuple[_File, Chunk]], total: int) -> str:
+    file, first = bad[0]
+    start = file.header.data_offset + first.start
+    end = file.header.data_offset + first.end
     touched = _shorten(
         tensor.name
-        for tensor in header.tensors
+        for tensor in file.header.tensors
         if tensor.offset < first.end and tensor.offset + tensor.size_bytes > first.start
     )
     more = f"; {len(bad)} of {total} chunks differ" if len(bad) > 1 else f" of {total}"
-    return f"{gguf}: chunk {first.number}{more}: bytes {start}-{end} differ ({touched})"
+    number = file.first + first.number
+    return f"{file.path}: chunk {number}{more}: bytes {start}-{end} differ ({touched})"
 
 
 def _shorten(names: Iterable[str], most: int = 4) -> str:

@@ -17,7 +17,7 @@ from coldpress.package.oci import Archive, Config
 
 IMAGE = "image.tar"
 MODEL = "opt/coldpress/model"
-_FILES = ("model.gguf", "model.index.json")
+_INDEX = "model.index.json"
 _PORT = 8080
 
 
@@ -88,7 +88,8 @@ def plan(
 def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
     """Build ``image.tar``, an OCI archive, and the platform's deployment files.
 
-    Layers from below: base, runtime, weights, app; so new code leaves the weights' layer alone.
+    Layers from below: base, runtime, weights, app; so new code leaves the weights' layers alone.
+    Each shard is a layer of its own, fetched at the same time as the others.
 
     Args:
         checkpoint: folder that ``checkpoint`` wrote; every byte is verified first.
@@ -103,7 +104,7 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
 
     weights = _weights(checkpoint)
     root = verify(checkpoint).root_sha256
-    weights_bytes = unpacked_bytes(weights)
+    weights_bytes = sum(unpacked_bytes(entries) for entries in weights)
     size = limits.instance(options.target, weights_bytes, options.memory_mib)
     inputs, plain = plan(checkpoint, out, options)
     with tempfile.TemporaryDirectory() as work:
@@ -119,8 +120,9 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
                 for blob in base.layers:
                     archive.copy_layer(blob, "base")
                 archive.copy_layer(libraries, "runtime")
-                with progress.task("writing the weights' layer", weights_bytes) as tick:
-                    archive.write_layer(weights, "weights", tick)
+                with progress.task("writing the weights' layers", weights_bytes) as tick:
+                    for entries in weights:
+                        archive.write_layer(entries, "weights", tick)
                 archive.copy_layer(program, "app")
                 digest, layers = archive.finish(_config(base, options.target, root))
             name = _model_name(checkpoint)
@@ -138,13 +140,19 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
     )
 
 
-def _weights(checkpoint: Path) -> list[Entry]:
-    for name in _FILES:
-        if not (checkpoint / name).is_file():
-            raise InputError(
-                f"{checkpoint} has no {name}", "give a folder that `coldpress checkpoint` wrote"
-            )
-    return [File(f"{MODEL}/{name}", checkpoint / name) for name in _FILES]
+def _weights(checkpoint: Path) -> list[list[Entry]]:
+    """The layers of the weights, one per file; the index lies beside the first."""
+    from coldpress.checkpoint import index
+
+    side = checkpoint / _INDEX
+    if not side.is_file():
+        raise InputError(
+            f"{checkpoint} has no {_INDEX}", "give a folder that `coldpress checkpoint` wrote"
+        )
+    names = [file.name for file in index.read(side).files]
+    layers: list[list[Entry]] = [[File(f"{MODEL}/{name}", checkpoint / name)] for name in names]
+    layers[0].append(File(f"{MODEL}/{_INDEX}", side))
+    return layers
 
 
 def _python_layer(entries: list[Entry]) -> Blob:
@@ -200,9 +208,9 @@ def _gb(size: int) -> str:
 
 
 def _model_name(checkpoint: Path) -> str:
-    from coldpress.checkpoint import gguf_header
+    from coldpress.checkpoint import gguf_header, source
 
-    name = gguf_header.read(checkpoint / "model.gguf").field("general.name")
+    name = gguf_header.read(source.locate(checkpoint)).field("general.name")
     text = str(name.value()) if name else "a model"
     # It goes into YAML and Markdown: letters, digits and a few signs only.
     return "".join(sign for sign in text if sign.isalnum() or sign in " ._-").strip() or "a model"

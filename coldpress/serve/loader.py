@@ -44,8 +44,8 @@ def _check_size(path: Path) -> None:
     if path.name != "model.gguf" or not index.is_file():
         return
     try:
-        expected = json.loads(index.read_bytes())["size_bytes"]
-    except (ValueError, KeyError, TypeError) as error:
+        expected = json.loads(index.read_bytes())["files"][0]["size_bytes"]
+    except (ValueError, LookupError, TypeError) as error:
         raise IntegrityError(f"{index} is not an index: {error}", "build it again") from error
     if path.stat().st_size != expected:
         raise IntegrityError(
