@@ -58,6 +58,14 @@ class Address:
         """Whether it names a GGUF; else a folder."""
         return urlsplit(self.text).path.endswith(".gguf")
 
+    def check(self) -> None:
+        """Raise a ``UsageError`` if it cannot be fetched from, without asking anybody."""
+        parts = urlsplit(self.text)
+        if parts.scheme.lower() in ("http", "https"):
+            self.target()
+        elif not parts.netloc:
+            raise UsageError(f"{self} names no bucket", "give s3://bucket/folder")
+
     def target(self, name: str | None = None) -> Target:
         """The request for the object itself, or for ``name`` in its folder.
 
@@ -117,7 +125,9 @@ def _http(parts: SplitResult, headers: dict[str, str]) -> Target:
     if headers and scheme == "http" and host not in _LOOPBACK:
         raise UsageError(f"{_TOKEN} would travel unencrypted to {host}", "give an https address")
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-    return Target(scheme, host, port or (443 if scheme == "https" else 80), path, parts.query, headers)
+    return Target(
+        scheme, host, port or (443 if scheme == "https" else 80), path, parts.query, headers
+    )
 
 
 def _bearer(token: str | None) -> dict[str, str]:

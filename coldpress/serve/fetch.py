@@ -8,13 +8,14 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
 from coldpress.errors import ColdpressError, IntegrityError, RemoteError
-from coldpress.serve.contents import Piece
+from coldpress.serve.pieces import Piece
+from coldpress.serve.trace import now_s
 
 _READINGS = 3
 """So often is a piece read before its bytes are called wrong."""
@@ -25,7 +26,9 @@ _GROWTH = 1.1
 class Source(Protocol):
     """Where bytes come from; ``str`` is its name in messages."""
 
-    retries: int
+    @property
+    def retries(self) -> int:
+        """Requests that were made again."""
 
     def stream(self, start: int, end: int) -> Iterator[bytes | memoryview]:
         """Bytes ``[start, end)`` in pieces."""
@@ -86,9 +89,7 @@ class Fetch:
         resume: what a sink holds already is kept where its digest is right.
     """
 
-    def __init__(
-        self, jobs: Sequence[Job], *, first: int, most: int, resume: bool = False
-    ) -> None:
+    def __init__(self, jobs: Sequence[Job], *, first: int, most: int, resume: bool = False) -> None:
         self._jobs = jobs
         self._next = 0
         self._left = len(jobs)
@@ -102,6 +103,7 @@ class Fetch:
         self.rereads = 0
         self.most_in_flight = 0
         self.fetched_bytes = 0
+        self.began_s = self.arrived_s = self.first_proven_s = self.proven_s = now_s()
         with self._changed:
             self._staff()
 
@@ -129,9 +131,9 @@ class Fetch:
         self._wait(lambda: self._left == 0)
 
     @property
-    def failed(self) -> bool:
-        """Whether ``wait`` would raise."""
-        return self._failure is not None
+    def complete(self) -> bool:
+        """Whether every byte is there and proven."""
+        return self._left == 0
 
     def close(self) -> None:
         """Stop, and wait for the threads."""
@@ -146,12 +148,16 @@ class Fetch:
     def _sources(self) -> set[Source]:
         return {job.source for job in self._jobs}
 
-    def _wait(self, reached: "Reached") -> None:
+    def _wait(self, reached: Callable[[], bool]) -> None:
         with self._changed:
             while not reached() and self._failure is None:
                 self._changed.wait()
-            if self._failure is not None:
-                raise self._failure
+        self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Raise what stopped the fetch, if anything did."""
+        if self._failure is not None:
+            raise self._failure
 
     def _staff(self) -> None:
         """Start threads up to what is allowed; under the lock."""
@@ -184,6 +190,9 @@ class Fetch:
 
     def _done(self, job: Job) -> None:
         with self._changed:
+            self.proven_s = now_s()
+            if self._left == len(self._jobs):
+                self.first_proven_s = self.proven_s
             self._left -= 1
             self._heads -= job.head
             if not self._left or not self._heads:
@@ -220,54 +229,11 @@ class Fetch:
     def _note(self, count: int) -> None:
         with self._changed:
             self.fetched_bytes += count
+            self.arrived_s = now_s()
             allowed = self._tuner.allowed
             self._tuner.note(count, time.monotonic())
             if self._tuner.allowed > allowed and not self._stopped:
                 self._staff()
-
-
-class Reached(Protocol):
-    """A condition to wait for."""
-
-    def __call__(self) -> bool:
-        """Whether it holds."""
-
-
-class FileSource:
-    """A local file; ``direct``: past the page cache, where the file system can."""
-
-    def __init__(self, path: str, *, direct: bool) -> None:
-        self.retries = 0
-        self._path = path
-        self._file = _open_direct(path) if direct else os.open(path, os.O_RDONLY)
-        self._local = threading.local()
-
-    def __str__(self) -> str:
-        """Its path."""
-        return self._path
-
-    def stream(self, start: int, end: int) -> Iterator[memoryview]:
-        """Bytes ``[start, end)``; the pieces share a buffer."""
-        while start < end:
-            # Direct reads want aligned places and lengths: read a little more on both sides.
-            low = start // _ALIGNMENT * _ALIGNMENT
-            wanted = min(_BUFFER_BYTES, -(-(end - low) // _ALIGNMENT) * _ALIGNMENT)
-            count = os.preadv(self._file, [self._buffer()[:wanted]], low)
-            last = min(low + count, end)
-            if last <= start:
-                raise IntegrityError(f"{self} ends before byte {end}", "fetch or build it again")
-            yield self._buffer()[start - low : last - low]
-            start = last
-
-    def close(self) -> None:
-        """Close it; called when no ``stream`` is under way or wanted any more."""
-
-    def _buffer(self) -> memoryview:
-        kept: memoryview | None = getattr(self._local, "buffer", None)
-        if kept is None:
-            # Anonymous pages are aligned as direct reads want it.
-            kept = self._local.buffer = memoryview(mmap.mmap(-1, _BUFFER_BYTES))
-        return kept
 
 
 _KNOWN = (ColdpressError, SinkError)

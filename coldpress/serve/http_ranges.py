@@ -41,6 +41,9 @@ class Patience:
     """An answer slower than this over ``stall_s`` counts as stalled."""
 
 
+DEFAULT = Patience()
+
+
 class _Transient(Exception):
     """An answer that another attempt may better."""
 
@@ -53,7 +56,7 @@ class HttpObject:
     """
 
     def __init__(
-        self, target: Target, patience: Patience = Patience(), size_bytes: int | None = None
+        self, target: Target, patience: Patience = DEFAULT, size_bytes: int | None = None
     ) -> None:
         self.target = target
         self.patience = patience
@@ -92,6 +95,18 @@ class HttpObject:
             except (_Transient, OSError, HTTPException) as error:
                 failures += 1
                 self._pause(failures, error)
+
+    def probe(self) -> int:
+        """The object's size, by asking for its first byte.
+
+        Raises:
+            RemoteError: as ``stream``.
+        """
+        for _ in self.stream(0, 1):
+            pass
+        if self.size_bytes is None:
+            raise RemoteError(f"{self} does not say its size", "check the address")
+        return self.size_bytes
 
     def stream(self, start: int, end: int) -> Iterator[bytes]:
         """Bytes ``[start, end)`` in pieces as they arrive; what breaks off is resumed.
@@ -175,9 +190,7 @@ class HttpObject:
         connection: HTTPConnection
         if target.scheme == "https":
             context = ssl.create_default_context()
-            connection = HTTPSConnection(
-                target.host, target.port, timeout=timeout, context=context
-            )
+            connection = HTTPSConnection(target.host, target.port, timeout=timeout, context=context)
         else:
             connection = HTTPConnection(target.host, target.port, timeout=timeout)
         with self._lock:
@@ -227,7 +240,8 @@ class HttpObject:
                 self._etag = etag
         if etag != self._etag:
             raise IntegrityError(
-                f"{self} was replaced while it was fetched", "start again: the next try takes it whole"
+                f"{self} was replaced while it was fetched",
+                "start again: the next try takes it whole",
             )
 
     def _check_range(self, response: HTTPResponse, start: int, end: int) -> None:
