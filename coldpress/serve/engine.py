@@ -150,7 +150,7 @@ class Engine:
     def _load(self) -> None:
         options = self.options
         self.model, self._context = loader.open_model(
-            self.place, self._prepare, self._trace, options.load, verify=options.verify
+            self.place, self._prepare, self._trace, tier=options.load, verify=options.verify
         )
         self._trace.mark("ready")
 

@@ -20,7 +20,7 @@ from coldpress.serve.trace import now_s
 _READINGS = 3
 """So often is a piece read before its bytes are called wrong."""
 _WINDOW_S = 0.15
-_GROWTH = 1.1
+_GROWTH = 1.05
 
 
 class Source(Protocol):
@@ -33,8 +33,11 @@ class Source(Protocol):
     def stream(self, start: int, end: int) -> Iterator[bytes | memoryview]:
         """Bytes ``[start, end)`` in pieces."""
 
+    def interrupt(self) -> None:
+        """Let a ``stream`` under way fail."""
+
     def close(self) -> None:
-        """Let go of it; a ``stream`` under way may fail."""
+        """Let go of it, once nobody reads any more."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class SinkError(Exception):
 
 
 class Tuner:
-    """How many requests to keep in flight: twice as many for as long as that brings 10 % more."""
+    """How many requests to keep in flight: twice as many for as long as that brings 5 % more."""
 
     def __init__(self, first: int, most: int) -> None:
         self.allowed = min(first, most)
@@ -65,8 +68,9 @@ class Tuner:
 
     def note(self, count: int, now_s: float) -> None:
         """Bytes have arrived."""
-        if self._since_s is None:
+        if self._since_s is None:  # these bytes came in a time that nobody took
             self._since_s = now_s
+            return
         self._bytes += count
         if not self._growing or now_s - self._since_s < _WINDOW_S:
             return
@@ -141,7 +145,7 @@ class Fetch:
             self._stopped = True
         if self._left:
             for source in self._sources():
-                source.close()
+                source.interrupt()
         for thread in self._threads:
             thread.join()
 
@@ -207,10 +211,14 @@ class Fetch:
                 return
             with self._changed:
                 self.rereads += 1
+        where = f"{job.source}: bytes {piece.start}-{piece.end}"
+        if job.head:
+            raise IntegrityError(
+                f"{where} are not the header that the index knows",
+                "the index is another model's, or the file is damaged: upload both again",
+            )
         raise IntegrityError(
-            f"{job.source}: bytes {piece.start}-{piece.end} are not those of the index"
-            f" ({'the header' if job.head else 'a chunk'}), {_READINGS} times",
-            "it is damaged, or the index is another model's: upload the checkpoint again",
+            f"{where} are damaged, {_READINGS} times", "upload the checkpoint again"
         )
 
     def _read(self, job: Job) -> str | None:

@@ -19,7 +19,6 @@ class FileSource:
 
     def __init__(self, path: Path, *, direct: bool = False) -> None:
         self.path = path
-        # Kept as a file object: it is closed when the last reader has let go of it.
         self._file = open(path, "rb", buffering=0, opener=_direct if direct else None)  # noqa: SIM115
         self._local = threading.local()
 
@@ -45,8 +44,12 @@ class FileSource:
             yield buffer[start - low : last - low]
             start = last
 
+    def interrupt(self) -> None:
+        """A read of a file ends by itself."""
+
     def close(self) -> None:
-        """Nothing to interrupt: a read of a file ends by itself."""
+        """Close it, once nobody reads any more."""
+        self._file.close()
 
     def _buffer(self) -> memoryview:
         kept: memoryview | None = getattr(self._local, "buffer", None)

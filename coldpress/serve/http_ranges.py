@@ -4,6 +4,7 @@ The first answer settles the object's size and ETag; every later one is held aga
 an object that is replaced under way is never mixed with its successor.
 """
 
+import contextlib
 import random
 import re
 import socket
@@ -11,37 +12,17 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 
 from coldpress.errors import IntegrityError, RemoteError
 from coldpress.serve.address import Target, follow
+from coldpress.serve.patience import Patience
 
 READ_BYTES = 1 << 20
-_RECEIVE_BUFFER_BYTES = 4 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-
-
-@dataclass(frozen=True)
-class Patience:
-    """When to give up: on one read, on one range, on everything."""
-
-    stall_s: float = 10.0
-    """A read that brings nothing for so long is begun anew."""
-    attempts: int = 6
-    """Failures in a row, none of which brought a byte."""
-    backoff_s: float = 0.1
-    """Pause after the first failure; it doubles, and is shortened at random by up to half."""
-    longest_pause_s: float = 5.0
-    deadline_s: float = 900.0
-    slowest_bytes_per_s: int = 64 << 10
-    """An answer slower than this over ``stall_s`` counts as stalled."""
-
-
-DEFAULT = Patience()
 
 
 class _Transient(Exception):
@@ -55,9 +36,7 @@ class HttpObject:
         size_bytes: what it must have; None: whatever the first answer says.
     """
 
-    def __init__(
-        self, target: Target, patience: Patience = DEFAULT, size_bytes: int | None = None
-    ) -> None:
+    def __init__(self, target: Target, patience: Patience, size_bytes: int | None = None) -> None:
         self.target = target
         self.patience = patience
         self.size_bytes = size_bytes
@@ -126,13 +105,19 @@ class HttpObject:
                 failures += 1
                 self._pause(failures, error)
 
-    def close(self) -> None:
-        """Close every connection; reads under way fail at once."""
+    def interrupt(self) -> None:
+        """Make reads under way fail at once, and later ones too."""
         with self._lock:
             self._closed.set()
-            connections, self._open = self._open, set()
-        for connection in connections:
-            _shut(connection)
+            for connection in self._open:
+                _shut(connection)
+
+    def close(self) -> None:
+        """Close every connection, once nobody reads any more."""
+        self.interrupt()
+        for connection in self._open:
+            connection.close()
+        self._open.clear()
 
     def _range(self, start: int, end: int) -> Iterator[bytes]:
         headers = {"Range": f"bytes={start}-{end - 1}"}
@@ -154,7 +139,9 @@ class HttpObject:
             left -= len(data)
             yield data
             self._check_pace(began, end - start - left)
-        if not response.isclosed():  # more than was asked for, or the end of a chunked body
+        if response.length == 0:
+            response.close()  # of the answer, not of the connection: it is kept
+        else:  # the end of a chunked body is still to come
             self._drop()
 
     def _check_pace(self, began: float, received: int) -> None:
@@ -294,9 +281,7 @@ def _words(error: Exception) -> str:
 
 
 def _shut(connection: HTTPConnection) -> None:
-    """Wake a thread that reads from the connection, by ending it under its feet."""
+    """Wake a thread that reads from the connection."""
     if connection.sock is not None:
-        try:
+        with contextlib.suppress(OSError):  # it is closed already
             connection.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return  # it is closed already

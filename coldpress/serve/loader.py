@@ -24,6 +24,7 @@ from coldpress.serve.filling import Filling
 from coldpress.serve.later import Later
 from coldpress.serve.mapping import load
 from coldpress.serve.model import Model
+from coldpress.serve.patience import PATIENT, Patience
 from coldpress.serve.place import Place, shards
 from coldpress.serve.prefetch import Prefetch, is_cached
 from coldpress.serve.trace import Trace
@@ -46,7 +47,13 @@ Prepare = Callable[[Model], Prepared]
 
 
 def open_model(
-    place: Place, prepare: Prepare[Prepared], trace: Trace, tier: Tier = "auto", *, verify: bool
+    place: Place,
+    prepare: Prepare[Prepared],
+    trace: Trace,
+    *,
+    tier: Tier = "auto",
+    verify: bool = False,
+    patience: Patience = PATIENT,
 ) -> tuple[Model, Prepared]:
     """Load a model and prepare it for use.
 
@@ -55,12 +62,13 @@ def open_model(
             compute with them.
         tier: the way for a local file; "auto" chooses.
         verify: prove every chunk of a local file too; remote ones are, if they have digests.
+        patience: with a server.
 
     Raises:
         ColdpressError: it cannot be loaded; the class says what to do.
     """
     if isinstance(place, Address):
-        return _open_remote(place, prepare, trace)
+        return _open_remote(place, prepare, trace, patience)
     paths = shards(place)
     if tier == "memory":
         try:
@@ -117,10 +125,10 @@ def _open_local(
 
 
 def _open_remote(
-    address: Address, prepare: Prepare[Prepared], trace: Trace
+    address: Address, prepare: Prepare[Prepared], trace: Trace, patience: Patience
 ) -> tuple[Model, Prepared]:
     # These imports and the first answers take as long as llama.cpp's import: side by side.
-    beginning = Later(lambda: _begin(address))
+    beginning = Later(lambda: _begin(address, patience))
     with trace.span("import"):
         libllama.load()
     found = beginning.result()
@@ -131,18 +139,20 @@ def _open_remote(
     try:
         return _open_filling(found, str(address), why, prepare, trace)
     except SinkError as error:
-        again = _begin(address, cached=False)
+        again = _begin(address, patience, cached=False)
         if not isinstance(again, Filling):
             raise ColdpressError("no way is left to load it", "report this") from error
         why = f"the local cache failed: {error}"
         return _open_filling(again, str(address), why, prepare, trace)
 
 
-def _begin(address: Address, *, cached: bool = True) -> "Filling | tuple[Path, ...]":
+def _begin(
+    address: Address, patience: Patience, *, cached: bool = True
+) -> Filling | tuple[Path, ...]:
     """Start to fetch; or the paths of what the local cache has already."""
     from coldpress.serve import model_cache, remote
 
-    described = remote.describe(address)
+    described = remote.describe(address, patience)
     claim = model_cache.claim(described.contents) if cached else None
     if isinstance(claim, model_cache.Hit):
         for source in described.sources:

@@ -30,13 +30,24 @@ class Prefetch:
         self._threads = [threading.Thread(target=self._advise, daemon=True)]
         self._threads[0].start()
         self.fetch: Fetch | None = None
-        known = all(_step(file) for file in self._files)
+        self._sources: list[FileSource] = []
         if contents is not None:
-            first, most = usable_cpus(), max(4, 2 * usable_cpus())
-            self.fetch = Fetch(_jobs(paths, contents.files), first=first, most=most)
-        elif not known:
+            cpus = usable_cpus()
+            self.fetch = self._read(paths, contents.files, first=cpus, most=max(4, 2 * cpus))
+        elif not all(map(_step, self._files)):
             files = [unproven(path.name, path.stat().st_size) for path in paths]
-            self.fetch = Fetch(_jobs(paths, files), first=4, most=16)
+            self.fetch = self._read(paths, files, first=4, most=16)
+
+    def _read(
+        self, paths: Sequence[Path], files: Sequence[File], *, first: int, most: int
+    ) -> Fetch:
+        self._sources = [FileSource(path) for path in paths]
+        jobs = [
+            Job(piece, source, None)
+            for source, file in zip(self._sources, files, strict=True)
+            for piece in file.pieces
+        ]
+        return Fetch(jobs, first=first, most=most)
 
     def _advise(self) -> None:
         for file in self._files:
@@ -69,6 +80,8 @@ class Prefetch:
         self._stopped = True
         if self.fetch is not None:
             self.fetch.close()
+        for source in self._sources:
+            source.close()
         for thread in self._threads:
             thread.join()
         for file in self._files:
@@ -102,11 +115,3 @@ def _step(file: int) -> int:
     except (OSError, ValueError):  # an overlay, or no sysfs
         return 0
     return min(ahead // _PAGE_BYTES * _PAGE_BYTES, _RANGE_BYTES)
-
-
-def _jobs(paths: Sequence[Path], files: Sequence[File]) -> list[Job]:
-    return [
-        Job(piece, source, None)
-        for source, file in zip(map(FileSource, paths), files, strict=True)
-        for piece in file.pieces
-    ]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from coldpress.errors import InputError, RemoteError
 from coldpress.serve import contents
 from coldpress.serve.address import Address
-from coldpress.serve.http_ranges import DEFAULT, HttpObject, MissingError, Patience
+from coldpress.serve.http_ranges import HttpObject, MissingError
+from coldpress.serve.patience import Patience
 from coldpress.serve.pieces import Contents
 
 _FIRST_HEADER_BYTES = 8 << 20
@@ -20,7 +21,7 @@ class Remote:
     sources: tuple[HttpObject, ...]
 
 
-def describe(address: Address, patience: Patience = DEFAULT) -> Remote:
+def describe(address: Address, patience: Patience) -> Remote:
     """Fetch the index; of a lone GGUF without one, the header.
 
     Raises:
@@ -55,6 +56,14 @@ def describe(address: Address, patience: Patience = DEFAULT) -> Remote:
 
 def _lone(address: Address, patience: Patience) -> Remote:
     source = HttpObject(address.target(), patience)
+    try:
+        return Remote(_by_header(source), (source,))
+    except BaseException:
+        source.close()
+        raise
+
+
+def _by_header(source: HttpObject) -> Contents:
     size = source.probe()
     raw = bytearray()
     wanted = _FIRST_HEADER_BYTES
@@ -62,10 +71,9 @@ def _lone(address: Address, patience: Patience) -> Remote:
         for data in source.stream(len(raw), min(wanted, size)):
             raw += data
         try:
-            return Remote(contents.of_header(bytes(raw), size, str(source)), (source,))
+            return contents.of_header(bytes(raw), size, str(source))
         except InputError:
             # It may just end inside the header: a tokenizer has no upper bound.
             if len(raw) >= min(size, _MAX_HEADER_BYTES):
-                source.close()
                 raise
             wanted *= 2
