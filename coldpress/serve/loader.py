@@ -11,7 +11,7 @@ computed before the last chunk is proven.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -111,6 +111,8 @@ def _open_local(
             stack.callback(Prefetch(paths).close)
         with trace.span("import"):
             libllama.load()
+        if proof is not None:
+            proof.wait_heads()
         with trace.span("load"):
             model = load(paths, str(paths[0]))
         with trace.span("context"):
@@ -214,7 +216,7 @@ def _open_filling(
 
 
 @contextlib.contextmanager
-def _closing_on_error(prepared: Closable):  # type: ignore[no-untyped-def]
+def _closing_on_error(prepared: Closable) -> Iterator[None]:
     try:
         yield
     except BaseException:

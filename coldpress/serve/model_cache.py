@@ -29,13 +29,10 @@ _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "overlay")
 def folder() -> Path | None:
     """Where checkpoints are kept: ``$COLDPRESS_CACHE/checkpoints``, else a folder of ours in /tmp.
 
-    None where ``COLDPRESS_CACHE`` is ``off`` or empty, or /tmp is in memory: there a file would take
-    as much memory again. An overlay may be either, so it counts as memory.
+    None where /tmp is in memory: there a file would take as much memory again. An overlay may be
+    either, so it counts as memory.
     """
-    chosen = os.environ.get("COLDPRESS_CACHE")
-    if chosen in ("", "off"):
-        return None
-    if chosen:
+    if chosen := os.environ.get("COLDPRESS_CACHE"):
         return Path(chosen) / "checkpoints"
     if _file_system(Path("/tmp")) in _MEMORY_FILE_SYSTEMS:  # noqa: S108  # checked in _private
         return None
@@ -43,7 +40,7 @@ def folder() -> Path | None:
 
 
 def limit_bytes() -> int:
-    """The most that all entries may have together: ``$COLDPRESS_CACHE_BYTES``, else 16 GiB."""
+    """The most that all entries may have together: ``$COLDPRESS_CACHE_BYTES``, else 16 GiB; 0: no cache."""
     text = os.environ.get("COLDPRESS_CACHE_BYTES", str(_DEFAULT_BYTES))
     if not text.isdecimal():
         raise UsageError(f"COLDPRESS_CACHE_BYTES is {text!r}", "give a number of bytes")

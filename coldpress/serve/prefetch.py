@@ -27,8 +27,8 @@ class Prefetch:
     def __init__(self, paths: Sequence[Path], contents: Contents | None = None) -> None:
         self._stopped = False
         self._files = [os.open(path, os.O_RDONLY) for path in paths]
-        self._threads = [threading.Thread(target=self._advise, daemon=True)]
-        self._threads[0].start()
+        self._thread = threading.Thread(target=self._advise, daemon=True)
+        self._thread.start()
         self.fetch: Fetch | None = None
         self._sources: list[FileSource] = []
         if contents is not None:
@@ -43,7 +43,7 @@ class Prefetch:
     ) -> Fetch:
         self._sources = [FileSource(path) for path in paths]
         jobs = [
-            Job(piece, source, None)
+            Job(piece, source, None, head=piece.start == 0)
             for source, file in zip(self._sources, files, strict=True)
             for piece in file.pieces
         ]
@@ -60,6 +60,11 @@ class Prefetch:
                     os.posix_fadvise(file, offset, step, os.POSIX_FADV_WILLNEED)
                 except OSError:  # llama.cpp reads the file without our help
                     return
+
+    def wait_heads(self) -> None:
+        """Wait until the headers are proven; raises as ``wait``."""
+        if self.fetch is not None:
+            self.fetch.wait_heads()
 
     def wait(self) -> None:
         """Wait until every chunk is proven.
@@ -82,8 +87,7 @@ class Prefetch:
             self.fetch.close()
         for source in self._sources:
             source.close()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
         for file in self._files:
             os.close(file)
 
