@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from coldpress import libllama
-from coldpress.errors import ColdpressError, InputError, RemoteError
+from coldpress.errors import ColdpressError, InputError, IntegrityError, RemoteError
 from coldpress.serve.address import Address
 from coldpress.serve.fetch import SinkError
 from coldpress.serve.file_source import FileSource
@@ -26,13 +26,15 @@ from coldpress.serve.mapping import load
 from coldpress.serve.model import Model
 from coldpress.serve.patience import PATIENT, Patience
 from coldpress.serve.place import Place, shards
-from coldpress.serve.prefetch import Prefetch, is_cached
+from coldpress.serve.prefetch import Prefetch, is_cached, latency_s
 from coldpress.serve.trace import Trace
 
 Tier = Literal["auto", "page-cache", "memory", "plain"]
 TIERS: tuple[Tier, ...] = ("auto", "page-cache", "memory", "plain")
 _REMOTE_FIRST, _REMOTE_MOST = 8, 32
-_DISK_FIRST, _DISK_MOST = 4, 32
+_DISK_FIRST, _DISK_MOST = 8, 32
+_NETWORK_S = 0.003
+"""A device that needs longer for one small read is behind a network."""
 
 
 class Closable(Protocol):
@@ -70,16 +72,15 @@ def open_model(
     if isinstance(place, Address):
         return _open_remote(place, prepare, trace, patience)
     paths = shards(place)
+    tier, why = _choose(paths, tier)
     if tier == "memory":
         try:
             filling = Later(lambda: _into_memory(paths))
             with trace.span("import"):
                 libllama.load()
-            return _open_filling(filling.result(), str(place), "asked for", prepare, trace)
+            return _open_filling(filling.result(), str(place), why, prepare, trace)
         except (OSError, SinkError, RemoteError) as error:
             tier, why = "page-cache", f"memory failed: {error}"
-    else:
-        tier, why = _choose(paths, tier)
     return _open_local(paths, prepare, trace, (tier, why), verify=verify)
 
 
@@ -88,7 +89,13 @@ def _choose(paths: Sequence[Path], tier: Tier) -> tuple[Tier, str]:
         return tier, "asked for"
     if is_cached(paths):
         return "plain", "the file is in the page cache"
-    return "page-cache", "the file is not in the page cache"
+    try:
+        answer_s = latency_s(paths[0])
+    except (OSError, IntegrityError):  # llama.cpp meets the same and says what is wrong
+        return "plain", "the file cannot be read"
+    if answer_s > _NETWORK_S:
+        return "memory", f"its device takes {answer_s * 1e3:.0f} ms to answer: many reads at a time"
+    return "page-cache", f"not in the page cache; its device answers in {answer_s * 1e3:.1f} ms"
 
 
 def _open_local(

@@ -7,6 +7,7 @@ Threads that read exist only where the device's readahead is unknown, or to prov
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,6 +109,22 @@ def _samples_cached(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def latency_s(path: Path) -> float:
+    """How long the device takes to answer a small read past the page cache: the best of two."""
+    source = FileSource(path, direct=True)
+    try:
+        return min(_seconds(source, offset) for offset in (0, path.stat().st_size // 2))
+    finally:
+        source.close()
+
+
+def _seconds(source: FileSource, offset: int) -> float:
+    began = time.perf_counter()
+    for _ in source.stream(offset, offset + 1):
+        pass
+    return time.perf_counter() - began
 
 
 def _step(file: int) -> int:
