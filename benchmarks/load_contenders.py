@@ -175,7 +175,7 @@ CONTENDERS: dict[str, Callable[[str, Marks], None]] = {
     "coldpress": coldpress("auto"),
     "coldpress-page-cache": coldpress("page-cache"),
     "coldpress-memory": coldpress("memory"),
-    "coldpress-verified": coldpress("auto", verify=True),
+    "coldpress-page-cache-verified": coldpress("page-cache", verify=True),
     "coldpress-tensors": coldpress_tensors,
     "llama.cpp-mmap": llama_cpp("MMAP"),
     "llama.cpp-read": llama_cpp("NONE"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from coldpress.errors import ColdpressError, InputError, IntegrityError, RemoteError
+from coldpress.serve import loader
 from coldpress.serve.fetch import Tuner
 from coldpress.serve.trace import Trace
 from tests import loading
@@ -191,8 +192,11 @@ def test_an_endless_index_is_not_read(
         loading.logits(served[0])
 
 
-def test_mapping_and_context_need_no_weights(checkpoint: Path, expected: bytes) -> None:
+def test_mapping_and_context_need_no_weights(
+    checkpoint: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No byte of the data section leaves the server before the context exists."""
+    monkeypatch.setattr(loader, "_MAP_AT", 0)
     mapped = threading.Event()
     early: list[bool] = []
 
