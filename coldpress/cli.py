@@ -315,6 +315,9 @@ def package(
         str, typer.Option(help="debian, an OCI layout or archive, a reference")
     ] = "debian",
     limit_bytes: Annotated[int | None, typer.Option(help="largest unpacked size")] = None,
+    system_prompt: Annotated[
+        Path | None, typer.Option(help="text file: read now, so that no instance has to")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Build the image and the deployment files of a platform."""
@@ -324,6 +327,7 @@ def package(
     options = stage.PackageOptions(
         target=target,  # type: ignore[arg-type]  # checked by the options themselves
         base=base,
+        system_prompt=str(system_prompt) if system_prompt else None,
         **limit,
     )
     _print(stage.package(checkpoint, out, options), json_)

@@ -118,7 +118,7 @@ def _open(paths: Sequence[Path], side: Path, listed: index.Index | None) -> list
             )
         entry = entries.get(path.name)
         if entry:
-            _check_against_index(path, side, entry)
+            _check_against_index(path, side, entry, later=number > 0)
         first = files[-1].first + len(files[-1].pieces) if files else 0
         file = _proven(path, first)
         if files and files[0].digests.shard_header_sha256[number - 1 : number] != (
@@ -152,7 +152,9 @@ def _agrees(listed: index.Index, entry: index.IndexedFile, file: _File) -> bool:
     )
 
 
-def _check_against_index(path: Path, side: Path, entry: index.IndexedFile) -> None:
+def _check_against_index(
+    path: Path, side: Path, entry: index.IndexedFile, *, later: bool = False
+) -> None:
     """The index knows size and header without decoding them: it explains what a parser cannot."""
     if not path.is_file():
         return
@@ -162,9 +164,9 @@ def _check_against_index(path: Path, side: Path, entry: index.IndexedFile) -> No
         _check_size(path, entry.size_bytes)
         return
     if _proves_itself(path):
-        raise IntegrityError(
-            f"{side} belongs to another model than {path}", "fetch the index of this one"
-        )
+        # What the index knows of the first file is true, or we would not look at a later one.
+        odd, other = (path, side) if later else (side, path)
+        raise IntegrityError(f"{odd} belongs to another model than {other}", _AGAIN)
     _check_size(path, entry.size_bytes)
     raise _header_differs(path, entry.data_offset)
 
