@@ -137,7 +137,7 @@ class State:
         self._path = gguf.with_name(STATE_NAME)
         self._sequences = sequences
         self._buffer: Any = None
-        self._problem: str | None = None
+        self._problem: str | None = f"{self._path} was not read"
         self._thread = threading.Thread(target=self._read, name="prefix", daemon=True)
         self._thread.start()
 
@@ -159,16 +159,11 @@ class State:
 
     def _fill(self) -> str | None:
         size = self.shipped.size_bytes
-        with self._path.open("rb", buffering=0) as stream:
+        with self._path.open("rb") as stream:
             if os.fstat(stream.fileno()).st_size != size:
                 return f"{self._path} is not of {size} bytes"
             buffer = bytearray(size)
-            view = memoryview(buffer)
-            while view:
-                count = stream.readinto(view)
-                if not count:
-                    return f"{self._path} shrank while it was read"
-                view = view[count:]
+            stream.readinto(buffer)
         if hashlib.sha256(buffer).hexdigest() != self.shipped.kv_sha256:
             return f"{self._path} differs from its sha256"
         self._buffer = widen(buffer, self._sequences)
