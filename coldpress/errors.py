@@ -13,7 +13,8 @@
     ├── IntegrityError         15   fetch or build the artifact again
     ├── TooLargeError          16   choose a smaller model or another target
     ├── PortInUseError         17   choose another port
-    └── PromptTooLongError     18   shorten the prompt or raise the context
+    ├── PromptTooLongError     18   shorten the prompt or raise the context
+    └── RemoteError            19   check the address, the token or the network
 
 The command line prints two lines and exits with the number; see ``cli.main``.
 """
@@ -111,3 +112,9 @@ class PromptTooLongError(ColdpressError):
     """The prompt does not fit into the model's context."""
 
     exit_code = 18
+
+
+class RemoteError(ColdpressError):
+    """A server does not give what was asked for: missing, forbidden, out of reach, or misbehaving."""
+
+    exit_code = 19

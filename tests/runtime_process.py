@@ -29,8 +29,9 @@ class RuntimeProcess:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
-            if line.startswith("{"):
-                self._events.put(json.loads(line))
+            # How the model was loaded may be said before or after "listening".
+            if line.startswith("{") and (event := json.loads(line))["event"] != "loader":
+                self._events.put(event)
 
     def event(self, name: str) -> dict[str, Any]:
         """The next event, which must be ``name``."""

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldpress import demo, libllama
-from coldpress.checkpoint import CheckpointOptions, checkpoint
+from coldpress import demo, inspect, libllama
+from coldpress.checkpoint import CheckpointOptions, checkpoint, verify
 from coldpress.errors import InputError, IntegrityError, UnsupportedModelError
 from coldpress.package import prefix as build
-from coldpress.serve import chat, loader, prefix
+from coldpress.serve import chat, prefix
 from coldpress.serve.engine import Engine, EngineOptions
 from coldpress.serve.generation import Delta, Event
+from coldpress.serve.mapping import load
 from coldpress.serve.model import CHUNK_TOKENS, Context, Model
 from coldpress.serve.reply import Reply
 from coldpress.serve.sampling import GenerateOptions
@@ -58,7 +59,7 @@ def copy(shipped: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(bare: Path) -> Model:
-    return loader.load(bare / "model.gguf")
+    return load([bare / "model.gguf"], "the demo")
 
 
 def read(
@@ -370,3 +371,22 @@ def test_what_cannot_have_a_prefix_is_refused(
             build.read_text(tmp_path / "text")
     with pytest.raises(InputError):
         build.read_text(tmp_path / "absent")
+
+
+def test_verify_and_inspect_know_the_prefix(
+    copy: Path, demo_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verify(copy)
+    layout = inspect.inspect(copy).layout
+    assert layout is not None and layout.prefix is not None
+    assert layout.prefix.n_tokens > 2 * CHUNK_TOKENS
+    inspect.show(inspect.inspect(copy))
+    assert f"{layout.prefix.n_tokens} tokens" in capsys.readouterr().out
+    damaged(copy, "flipped")
+    with pytest.raises(IntegrityError, match=r"prefix\.kv differs"):
+        verify(copy)
+    damaged(copy, "flipped")
+    for path in demo_checkpoint.glob("model*"):
+        shutil.copy(path, copy)
+    with pytest.raises(IntegrityError, match=r"prefix\.json belongs to another model"):
+        verify(copy)

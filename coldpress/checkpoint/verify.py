@@ -52,7 +52,7 @@ def verify(
     tensors: Iterable[str] | None = None,
     threads: int | None = None,
 ) -> Verified:
-    """Check a checkpoint's sizes, headers, chunks and, if it is there, its index.
+    """Check a checkpoint's sizes, headers, chunks and, if they are there, its index and its prefix.
 
     Args:
         path: the artifact's folder, its ``model.gguf`` or first shard, or another shard alone.
@@ -82,6 +82,7 @@ def verify(
         bad += [(file, c) for c, now in zip(pieces, actual, strict=True) if was[c.number] != now]
     if bad:
         raise IntegrityError(_name(bad, total), _AGAIN)
+    _check_prefix(files[0])
     return Verified(
         path=gguf,
         size_bytes=sum(file.path.stat().st_size for file in files),
@@ -129,6 +130,20 @@ def _open(paths: Sequence[Path], side: Path, listed: index.Index | None) -> list
             raise IntegrityError(f"{side} does not agree with the header of {path}", _AGAIN)
         files.append(file)
     return files
+
+
+def _check_prefix(first: _File) -> None:
+    """The state of a system prompt, if one lies beside the model."""
+    from coldpress.serve import prefix
+
+    shipped = prefix.find(first.path)
+    if shipped is None:
+        return
+    if problem := prefix.State(first.path, shipped, 1).wait():
+        raise IntegrityError(problem, _AGAIN)
+    if shipped.key.get("model_header_sha256") != first.digests.header_sha256:
+        side = first.path.with_name(prefix.KEY_NAME)
+        raise IntegrityError(f"{side} belongs to another model than {first.path}", _AGAIN)
 
 
 def _proven(path: Path, first: int) -> _File:

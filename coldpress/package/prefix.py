@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coldpress.errors import InputError, UnsupportedModelError
-from coldpress.serve import chat, loader, prefix
+from coldpress.serve import chat, prefix
+from coldpress.serve.mapping import load
 from coldpress.serve.model import CHUNK_TOKENS, Context, Model
+from coldpress.serve.place import shards
 from coldpress.serve.protocol import ApiError
 from coldpress.serve.threads import usable_cpus
 
@@ -56,7 +58,7 @@ def build(gguf: Path, system_prompt: str, folder: Path) -> Prefix:
         InputError: the model has no chat template, no digests, or the prompt does not fit.
         UnsupportedModelError: its memory is not a plain KV cache.
     """
-    model = loader.load(gguf)
+    model = load(shards(gguf), str(gguf))
     if not model.metadata("coldpress.header_sha256"):
         raise InputError(f"{gguf} carries no digests", "run `coldpress checkpoint` on it")
     if not model.keeps_whole_context:

@@ -5,12 +5,12 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from coldpress.errors import ColdpressError, UsageError
+from coldpress.serve import loader
 from coldpress.serve.engine import Engine, EngineOptions
 from coldpress.serve.listen import listen
-from coldpress.serve.loader import locate
+from coldpress.serve.place import locate
 from coldpress.serve.trace import Trace
 
 
@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parallel=arguments.parallel,
             threads=arguments.threads,
             queue=arguments.queue,
+            load=arguments.load,
+            verify=arguments.verify,
         )
         # Lambda sets this to the address of its Runtime API.
         if address := os.environ.get("AWS_LAMBDA_RUNTIME_API"):
@@ -44,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="coldpress serve", description="Serve a checkpoint: OpenAI's API on the CPU."
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="folder with model.gguf, or a GGUF file")
+    add("checkpoint", help="folder, GGUF file, or address: http(s)://, s3://, gs://")
     outside = "0.0.0.0" if "PORT" in os.environ else "127.0.0.1"  # noqa: S104  # a platform's $PORT
     add("--host", default=outside, help="default: 127.0.0.1, or 0.0.0.0 where $PORT is set")
     add("--port", default=os.environ.get("PORT", "8080"), help="default: $PORT, else 8080; 0: any")
@@ -53,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=preset.threads, help="default: the CPUs allowed")
     add("--parallel", type=int, default=preset.parallel, help="sequences decoded together")
     add("--queue", type=int, default=preset.queue, help="requests that may wait")
+    add("--load", default=preset.load, help=f"of a local file: {', '.join(loader.TIERS)}")
+    add("--verify", action="store_true", help="prove every chunk of a local checkpoint first")
     return parser
 
 
@@ -62,11 +66,11 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _serve_http(checkpoint: Path, options: EngineOptions, host: str, port: int) -> None:
+def _serve_http(checkpoint: str, options: EngineOptions, host: str, port: int) -> None:
     trace = Trace()
-    path = locate(checkpoint)
+    place = locate(checkpoint)
     bound = listen(host, port)
-    engine = Engine(path, options, trace)
+    engine = Engine(place, options, trace)
     engine.start()
     try:
         # These imports take a tenth of a second, in which the model is loading already.
@@ -80,7 +84,7 @@ def _serve_http(checkpoint: Path, options: EngineOptions, host: str, port: int) 
         raise engine.failure
 
 
-def _serve_lambda(checkpoint: Path, options: EngineOptions, address: str) -> None:
+def _serve_lambda(checkpoint: str, options: EngineOptions, address: str) -> None:
     from coldpress.serve import aws_lambda
     from coldpress.serve.runtime_api import FunctionError, RuntimeApi
 

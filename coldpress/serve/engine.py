@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from pathlib import Path
 from typing import Literal
 
 from coldpress import libllama
@@ -21,6 +20,7 @@ from coldpress.errors import ColdpressError, PromptTooLongError, UsageError
 from coldpress.serve import loader, prefix, sampling
 from coldpress.serve.generation import Delta, Done, Emit, Failed, Generation
 from coldpress.serve.model import CHUNK_TOKENS, Context, DecodeError, Model
+from coldpress.serve.place import Place
 from coldpress.serve.threads import usable_cpus
 from coldpress.serve.trace import Trace
 
@@ -39,12 +39,18 @@ class EngineOptions:
     threads: int = 0
     queue: int = 64
     """Requests that may wait while all sequences are taken."""
+    load: loader.Tier = "auto"
+    """How a local file is loaded."""
+    verify: bool = False
+    """Prove every chunk of a local checkpoint before the first answer; a remote one always is."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(f"{name} is {value}", f"choose a number from {low} to {high}")
+        if self.load not in loader.TIERS:
+            raise UsageError(f"no way to load {self.load!r}", ", ".join(loader.TIERS))
 
 
 class QueueFullError(ColdpressError):
@@ -65,8 +71,8 @@ class Engine:
     _context: Context
     _prefix: prefix.State | None
 
-    def __init__(self, path: Path, options: EngineOptions, trace: Trace) -> None:
-        self.path = path
+    def __init__(self, place: Place, options: EngineOptions, trace: Trace) -> None:
+        self.place = place
         self.options = options
         self.failure: ColdpressError | None = None
         self.on_failure: Callable[[], None] = lambda: None
@@ -143,27 +149,24 @@ class Engine:
             self.on_failure()
 
     def _load(self) -> None:
-        shipped = prefix.find(self.path)
-        self.system_prompt = shipped.system_prompt if shipped else None
-        state = prefix.State(self.path, shipped, self.options.parallel) if shipped else None
-        prefetch = loader.Prefetch(self.path)
-        try:
-            libllama.load()
-            self._trace.mark("import")
-            self.model = loader.load(self.path)
-            self._trace.mark("load")
-        finally:
-            prefetch.close()
         options = self.options
-        self.prompt_limit = min(options.context or DEFAULT_CONTEXT, self.model.context_tokens)
-        self._context = Context(
-            self.model,
+        state = prefix.begin(self.place, options.parallel)
+        self.system_prompt = state.shipped.system_prompt if state else None
+        self.model, self._context = loader.open_model(
+            self.place, self._prepare, self._trace, tier=options.load, verify=options.verify
+        )
+        self._prefix = self._checked(state)
+        self._trace.mark("ready")
+
+    def _prepare(self, model: Model) -> Context:
+        options = self.options
+        self.prompt_limit = min(options.context or DEFAULT_CONTEXT, model.context_tokens)
+        return Context(
+            model,
             cells=self.prompt_limit,
             sequences=options.parallel,
             threads=options.threads or usable_cpus(),
         )
-        self._prefix = self._checked(state)
-        self._trace.mark("ready")
 
     def _checked(self, state: prefix.State | None) -> prefix.State | None:
         """The shipped prefix if it may be used; else one line says why not."""
@@ -253,8 +256,12 @@ class Engine:
 
     def _accept(self, generation: Generation, token: int) -> None:
         if self._trace.mark("first_token"):
-            facts = {"weights_bytes": self.model.size_bytes, "cpu_variant": libllama.cpu_variant()}
-            self._trace.emit("cold_start", **facts)
+            self._trace.emit(
+                "cold_start",
+                weights_bytes=self.model.size_bytes,
+                cpu_variant=libllama.cpu_variant(),
+                timeline=self._trace.timeline,
+            )
         if self.model.is_end(token):
             self._finish(generation, "stop")
             return

@@ -18,6 +18,7 @@ from typing import Any
 from coldpress import libllama
 from coldpress.errors import IntegrityError
 from coldpress.serve.model import CHUNK_TOKENS, Model
+from coldpress.serve.place import Place
 
 STATE_NAME = "prefix.kv"
 KEY_NAME = "prefix.json"
@@ -122,6 +123,17 @@ def parse(raw: bytes, where: str) -> Shipped:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"{where} is damaged: {error}", _AGAIN) from error
     return shipped
+
+
+def begin(place: Place, sequences: int) -> "State | None":
+    """Begin to read the prefix that lies beside a local model; None if there is none.
+
+    Raises:
+        IntegrityError: see ``find``.
+    """
+    # Only an image has a prefix: what is fetched from elsewhere is weights.
+    shipped = find(place) if isinstance(place, Path) else None
+    return State(place, shipped, sequences) if isinstance(place, Path) and shipped else None
 
 
 class State:
