@@ -19,7 +19,7 @@ from coldpress.errors import InputError, IntegrityError, UnsupportedModelError
 from coldpress.package import prefix as build
 from coldpress.serve import chat, prefix
 from coldpress.serve.engine import Engine, EngineOptions
-from coldpress.serve.generation import Delta, Event
+from coldpress.serve.generation import Delta, Event, Generation
 from coldpress.serve.mapping import load
 from coldpress.serve.model import CHUNK_TOKENS, Context, Model
 from coldpress.serve.reply import Reply
@@ -62,24 +62,42 @@ def model(bare: Path) -> Model:
     return load([bare / "model.gguf"], "the demo")
 
 
+def cuts(length: int, keep: int = 0, end: int = 0) -> list[tuple[int, int]]:
+    """The chunks in which the engine reads a prompt after the first ``keep`` tokens."""
+    generation = Generation(list(range(length)), 1, GenerateOptions(), lambda _event: None)
+    generation.take(keep)
+    generation.chunk_end = end
+    found = []
+    while generation.pending:
+        start = generation.position
+        generation.take(generation.next_chunk(CHUNK_TOKENS))
+        found.append((start, generation.position))
+    return found
+
+
 def read(
-    model: Model, tokens: list[int], start: int = 0, state: Any = None, **options: int
+    model: Model, tokens: list[int], state: prefix.State | None = None, **options: int
 ) -> tuple[bytes, bytes]:
     """Read a prompt as the engine does, from a restored state if given; KV state and logits."""
     given = {"cells": 1024, "sequences": 1, "threads": 1, **options}
     context = Context(model, **given)
     sequence = given["sequences"] - 1
-    if state is not None:
-        assert context.restore(sequence, state, start)
+    keep, end = state.shipped.start(tokens) if state else (0, 0)
+    if state:
+        assert keep and context.restore(sequence, state.buffer, keep)
     row = 0
-    while start < len(tokens):
-        end = min(len(tokens), start - start % CHUNK_TOKENS + CHUNK_TOKENS)
-        row = context.add(tokens[start:end], start, sequence, wanted=True)
+    for first, last in cuts(len(tokens), keep, end):
+        row = context.add(tokens[first:last], first, sequence, wanted=True)
         context.decode()
-        start = end
     found = context.state(sequence), context.logits(row)
     context.close()
     return found
+
+
+def loaded(folder: Path, sequences: int) -> prefix.State:
+    state = prefix.begin(folder / "model.gguf", sequences)
+    assert state is not None and state.wait() is None
+    return state
 
 
 def prompt(model: Model, text: str) -> list[int]:
@@ -87,57 +105,54 @@ def prompt(model: Model, text: str) -> list[int]:
     return chat.prompt_tokens(model, messages)
 
 
-@pytest.mark.parametrize("text", ASKED)
+@pytest.mark.parametrize("more", [1, 5, 7, 8, 30, 47, 48, 50, 54, 55, 56, 60, 128, 130, 200, 400])
 def test_a_restored_prefix_gives_the_bits_of_reading_it(
-    model: Model, shipped: Path, text: str
+    model: Model, shipped: Path, more: int
 ) -> None:
-    found = prefix.find(shipped / "model.gguf")
-    assert found is not None
-    state = prefix.State(shipped / "model.gguf", found, 1)
-    assert state.wait() is None
-    tokens = prompt(model, text)
-    keep = found.reusable(tokens)
-    assert len(found.tokens) - prefix.MIN_ROWS < keep <= len(found.tokens)
-    assert read(model, tokens, keep, state.buffer) == read(model, tokens)
+    state = loaded(shipped, 1)
+    known = state.shipped.tokens
+    tokens = known + prompt(model, "the sea of " * 200)[len(known) :][:more]
+    assert read(model, tokens, state) == read(model, tokens)
 
 
 def test_cells_sequences_and_threads_change_no_bit(model: Model, shipped: Path) -> None:
-    found = prefix.find(shipped / "model.gguf")
-    assert found is not None
     tokens = prompt(model, "why?")
     expected = read(model, tokens)
     assert read(model, tokens, threads=3) == expected
     assert read(model, tokens, cells=512) == expected
     for sequences in (2, 5):
-        state = prefix.State(shipped / "model.gguf", found, sequences)
-        assert state.wait() is None
-        keep = found.reusable(tokens)
-        restored = read(model, tokens, keep, state.buffer, sequences=sequences)
+        restored = read(model, tokens, loaded(shipped, sequences), sequences=sequences)
         assert restored == read(model, tokens, sequences=sequences)
         assert restored[1] == expected[1]
 
 
-def shipping(count: int) -> prefix.Shipped:
-    return prefix.Shipped("", list(range(count)), 1, "", {})
-
-
 @given(st.integers(1, 500), st.integers(0, 400))
-def test_what_is_kept_is_followed_by_as_many_rows_as_the_kernels_need(
+def test_no_chunk_is_shorter_than_the_kernels_need_unless_it_always_is(
     count: int, more: int
 ) -> None:
     # What the builder ships ends at a multiple of a chunk or is cut where enough tokens precede.
     if 0 < count % CHUNK_TOKENS < prefix.MIN_ROWS:
         count -= count % CHUNK_TOKENS
+    count = max(count, prefix.MIN_ROWS)
+    shipped = prefix.Shipped("", list(range(count)), 1, "", {})
     tokens = list(range(count + more))
-    keep = shipping(count).reusable(tokens)
-    assert shipping(count).reusable([-1, *tokens[1:]]) == 0
-    if more == 0 or count == 0:
-        assert keep == 0
+    assert shipped.start([-1, *tokens[1:]]) == (0, 0)
+    keep, end = shipped.start(tokens)
+    if more == 0:
+        assert (keep, end) == (0, 0)
         return
-    whole = keep - keep % CHUNK_TOKENS
-    assert keep <= count and whole == count - count % CHUNK_TOKENS
-    end = min(len(tokens), whole + CHUNK_TOKENS)
-    assert keep == whole or end - keep >= prefix.MIN_ROWS
+    assert count - prefix.MIN_ROWS < keep <= count
+    plain, restored = cuts(len(tokens)), cuts(len(tokens), keep, end)
+    assert [first for first, _ in restored] == [keep, *(last for _, last in restored[:-1])]
+    for first, last in restored:
+        assert last - first <= CHUNK_TOKENS
+        assert (first, last) in plain or last - first >= prefix.MIN_ROWS
+    # Nor has a longer chunk swallowed one that is otherwise read by the kernels for few rows.
+    assert all(
+        chunk in restored or chunk[1] - chunk[0] >= prefix.MIN_ROWS
+        for chunk in plain
+        if chunk[0] >= keep
+    )
 
 
 def test_where_a_cut_shows_the_state_ends_at_a_whole_chunk(

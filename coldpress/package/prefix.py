@@ -131,14 +131,19 @@ def _evaluate(model: Model, tokens: list[int]) -> _State:
 
 
 def _cut_is_invisible(model: Model, tokens: list[int]) -> bool:
-    """Whether a chunk cut at the end of the tokens, or as late as may be, has the whole one's bits."""
+    """Whether chunks as the engine cuts them after the tokens have the bits of whole ones.
+
+    It cuts at the end of the tokens, or a few before it; and goes on to the chunk's end or past it.
+    """
     count = len(tokens)
-    end = count + CHUNK_TOKENS - count % CHUNK_TOKENS
+    border = count + CHUNK_TOKENS - count % CHUNK_TOKENS
+    end = border + prefix.MIN_ROWS
     filled = (tokens * (end // count + 1))[:end]
-    whole = list(range(CHUNK_TOKENS, end + 1, CHUNK_TOKENS))
-    cuts = {min(count, end - prefix.MIN_ROWS), end - prefix.MIN_ROWS}
-    expected = _read(model, filled, whole)
-    return all(_read(model, filled, sorted({*whole, cut})) == expected for cut in cuts)
+    whole = [*range(CHUNK_TOKENS, border, CHUNK_TOKENS)]
+    late = border - prefix.MIN_ROWS
+    expected = _read(model, filled, [*whole, border, end])
+    others = ([min(count, late), border, end], [late, border, end], [count, end])
+    return all(_read(model, filled, [*whole, *cuts]) == expected for cuts in others)
 
 
 def _read(model: Model, tokens: list[int], ends: list[int]) -> tuple[bytes, bytes]:

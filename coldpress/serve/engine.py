@@ -204,8 +204,7 @@ class Engine:
         if reading := [one for one in self._running if not one.answering]:
             # Who has read least: a short prompt does not wait for the end of a long one.
             first = min(reading, key=lambda one: one.position)
-            # After a restored prefix too, chunks end where they always do.
-            self._decode([first], CHUNK_TOKENS - first.position % CHUNK_TOKENS)
+            self._decode([first], first.next_chunk(CHUNK_TOKENS))
 
     def _admit(self) -> None:
         """Let requests in while there are free sequences, the lowest first.
@@ -227,9 +226,10 @@ class Engine:
         """Start a prompt that begins with the shipped prefix from its state."""
         if self._prefix is None:
             return
-        keep = self._prefix.shipped.reusable(generation.pending)
+        keep, end = self._prefix.shipped.start(generation.pending)
         if keep and self._context.restore(generation.sequence, self._prefix.buffer, keep):
             generation.take(keep)
+            generation.chunk_end = end
         elif keep:
             self._trace.emit("prefix_unused", reason="llama.cpp refuses the state")
             self._prefix = None

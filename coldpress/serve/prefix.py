@@ -47,19 +47,26 @@ class Shipped:
         plain: dict[str, Any] = {"format_version": FORMAT_VERSION, **vars(self)}
         return json.dumps({**plain, "sha256": _digest(plain)}, indent=1).encode() + b"\n"
 
-    def reusable(self, prompt: list[int]) -> int:
-        """How many tokens of a prompt may be taken from the state; 0 if it begins otherwise.
+    def start(self, prompt: list[int]) -> tuple[int, int]:
+        """How many tokens of a prompt come from the state, and where the chunk after them ends.
 
-        A prompt is read in chunks that end at multiples of ``CHUNK_TOKENS``. The rest of the chunk
-        in which the prefix ends must not be so short that other kernels read it.
+        Without the state, chunks end at multiples of ``CHUNK_TOKENS``. Other cuts give the same bits
+        while no chunk is shorter than ``MIN_ROWS``, so the rest of the chunk in which the prefix ends
+        is read together with the next where it can be, and is lengthened where it must be.
+
+        Returns:
+            (0, 0) for a prompt that does not begin with the prefix, or has nothing after it.
         """
-        count = len(self.tokens)
-        if len(prompt) <= count or prompt[:count] != self.tokens:
-            return 0
-        if count % CHUNK_TOKENS == 0:
-            return count
-        end = min(len(prompt), count + CHUNK_TOKENS - count % CHUNK_TOKENS)
-        return min(count, end - MIN_ROWS)
+        count, length = len(self.tokens), len(prompt)
+        if length <= count or prompt[:count] != self.tokens:
+            return 0, 0
+        border = -(-count // CHUNK_TOKENS) * CHUNK_TOKENS
+        if border == count:
+            return count, min(length, count + CHUNK_TOKENS)
+        if length - border >= MIN_ROWS and length - count <= CHUNK_TOKENS:
+            return count, length
+        end = min(length, border)
+        return min(count, end - MIN_ROWS), end
 
     def mismatch(self, model: Model) -> str | None:
         """Why the state is not what this model would compute here; None if it is."""
