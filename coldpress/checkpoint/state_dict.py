@@ -196,7 +196,8 @@ class _Direct(_Reading):
         size = self.header.data_offset + self.header.data_bytes
         self._size = size
         # Anonymous memory is page-aligned; huge pages save a fault per 4 KiB.
-        self._buffer = mmap.mmap(-1, -(-size // _BLOCK) * _BLOCK)
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._buffer = mmap.mmap(-1, -(-size // _BLOCK) * _BLOCK, flags=private)
         self._buffer.madvise(mmap.MADV_HUGEPAGE)
         self._lock = threading.Lock()
         self._read: set[int] = set()
