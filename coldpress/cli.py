@@ -283,6 +283,17 @@ def checkpoint(
 
 
 @app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="a folder with safetensors files")],
+    json_: Json = False,
+) -> None:
+    """Write a digest per chunk beside safetensors files, which stay as they are."""
+    from coldpress.checkpoint.safetensors_folder import index_folder
+
+    _print(index_folder(folder), json_)
+
+
+@app.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="a checkpoint or any artifact folder")],
     chunk: Annotated[
@@ -295,6 +306,7 @@ def verify(
     """Check a checkpoint, all or some chunks; name what differs."""
     from coldpress import artifact
     from coldpress import checkpoint as stage
+    from coldpress.checkpoint.safetensors_folder import is_safetensors, verify_folder
 
     if (path / artifact.MANIFEST).is_file() and artifact.read(path).stage != "checkpoint":
         if chunk or tensor:
@@ -303,7 +315,8 @@ def verify(
         _print({"path": str(path), "verified": True}, json_, f"{path}: every file is intact")
         return
     numbers = None if chunk is None else [n for text in chunk for n in stage.parse_chunks(text)]
-    _print(stage.verify(path, numbers=numbers, tensors=tensor, threads=threads), json_)
+    check = verify_folder if is_safetensors(path) else stage.verify
+    _print(check(path, numbers=numbers, tensors=tensor, threads=threads), json_)
 
 
 @app.command()
@@ -315,6 +328,9 @@ def package(
         str, typer.Option(help="debian, an OCI layout or archive, a reference")
     ] = "debian",
     limit_bytes: Annotated[int | None, typer.Option(help="largest unpacked size")] = None,
+    system_prompt: Annotated[
+        Path | None, typer.Option(help="text file: read now, so that no instance has to")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Build the image and the deployment files of a platform."""
@@ -324,6 +340,7 @@ def package(
     options = stage.PackageOptions(
         target=target,  # type: ignore[arg-type]  # checked by the options themselves
         base=base,
+        system_prompt=str(system_prompt) if system_prompt else None,
         **limit,
     )
     _print(stage.package(checkpoint, out, options), json_)

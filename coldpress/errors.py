@@ -19,6 +19,8 @@
 The command line prints two lines and exits with the number; see ``cli.main``.
 """
 
+_MAX_CHARACTERS = 1000
+
 
 class ColdpressError(Exception):
     """Something failed in a way the user can do something about.
@@ -31,9 +33,15 @@ class ColdpressError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = _one_line(message)
+        super().__init__(self.message)
         self.hint = hint
+
+
+def _one_line(message: str) -> str:
+    """Names come out of files: what would move a terminal's cursor is written as an escape."""
+    shown = message if len(message) <= _MAX_CHARACTERS else f"{message[: _MAX_CHARACTERS - 1]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 class UsageError(ColdpressError):

@@ -44,6 +44,15 @@ class Total:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """The state of a system prompt beside a checkpoint; of use where the CPU takes this variant."""
+
+    n_tokens: int
+    size_bytes: int
+    cpu_variant: str
+
+
+@dataclass(frozen=True)
 class Layout:
     """How a checkpoint is laid out: its format, its files and the root over all their chunks."""
 
@@ -53,6 +62,7 @@ class Layout:
     n_chunks: int
     root_sha256: str
     files: tuple[str, ...]
+    prefix: Prefix | None
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,18 @@ def _layout(paths: Iterable[Path]) -> Layout | None:
         n_chunks=sum(len(each.chunk_sha256) for each in read),
         root_sha256=chunks.root(digest for each in read for digest in each.chunk_sha256),
         files=tuple(path.name for path, _ in files),
+        prefix=_prefix(files[0][0]),
     )
+
+
+def _prefix(first: Path) -> Prefix | None:
+    from coldpress.serve import prefix
+
+    shipped = prefix.find(first)
+    if shipped is None:
+        return None
+    variant = str(shipped.key.get("cpu_variant"))
+    return Prefix(len(shipped.tokens), shipped.size_bytes, variant)
 
 
 def _entry(tensor: gguf_header.Tensor, record: dict[str, Any]) -> Entry:
@@ -205,6 +226,9 @@ def _layout_table(layout: Layout) -> "Table":
     table.add_row("alignment", f"{layout.alignment:,} bytes")
     table.add_row("chunks", f"{layout.n_chunks:,} of {layout.chunk_bytes:,} bytes")
     table.add_row("root sha256", layout.root_sha256)
+    if prefix := layout.prefix:
+        what = f"{prefix.n_tokens:,} tokens, {prefix.size_bytes:,} bytes, for {prefix.cpu_variant}"
+        table.add_row("prefix", what)
     return table
 
 

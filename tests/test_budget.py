@@ -174,7 +174,7 @@ def llama_buffers(path: Path, context: int, sequences: int) -> dict[str, float]:
     model = mapping.load([path], str(path))
     lib.llama_log_set(log, None)
     try:
-        Context(model, cells=context, sequences=sequences, batch_tokens=128, threads=1).close()
+        Context(model, cells=context, sequences=sequences, threads=1).close()
     finally:
         libllama._silence(lib)
     found = re.findall(r"(KV|compute|output) +buffer size = +([\d.]+) MiB", "\n".join(lines))

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coldpress.checkpoint import chunks, fields, gguf_header, index, shards
-from coldpress.checkpoint.chunks import Chunk
+from coldpress.checkpoint.chunked import ChunkedFile, check, choose
 from coldpress.checkpoint.fields import Digests
 from coldpress.checkpoint.gguf_header import Header
 from coldpress.checkpoint.source import locate
-from coldpress.errors import InputError, IntegrityError, UsageError
+from coldpress.errors import InputError, IntegrityError
 
 _AGAIN = "fetch it again, or build it again"
 
@@ -40,9 +40,17 @@ class _File:
     digests: Digests
     first: int
 
-    @property
-    def pieces(self) -> list[Chunk]:
-        return list(chunks.split(self.digests.data_bytes, self.digests.chunk_bytes))
+    def chunked(self, total: int) -> ChunkedFile:
+        return ChunkedFile(
+            path=self.path,
+            first=self.first,
+            total=total,
+            data_offset=self.header.data_offset,
+            data_bytes=self.digests.data_bytes,
+            chunk_bytes=self.digests.chunk_bytes,
+            chunk_sha256=self.digests.chunk_sha256,
+            tensors={t.name: (t.offset, t.offset + t.size_bytes) for t in self.header.tensors},
+        )
 
 
 def verify(
@@ -52,7 +60,7 @@ def verify(
     tensors: Iterable[str] | None = None,
     threads: int | None = None,
 ) -> Verified:
-    """Check a checkpoint's sizes, headers, chunks and, if it is there, its index.
+    """Check a checkpoint's sizes, headers, chunks and, if they are there, its index and its prefix.
 
     Args:
         path: the artifact's folder, its ``model.gguf`` or first shard, or another shard alone.
@@ -70,18 +78,11 @@ def verify(
     side = gguf.with_name(index.INDEX_NAME)
     listed = index.read(side) if side.is_file() else None
     files = _open(_paths(gguf, side, listed), side, listed)
-    total = sum(len(file.pieces) for file in files)
-    chosen = _chosen(files, total, numbers, tensors)
-    bad: list[tuple[_File, Chunk]] = []
-    for file in files:
-        pieces = [c for c in file.pieces if file.first + c.number in chosen]
-        actual = chunks.sha256_chunks(
-            file.path, file.header.data_offset, pieces, f"verifying {file.path.name}", threads
-        )
-        was = file.digests.chunk_sha256
-        bad += [(file, c) for c, now in zip(pieces, actual, strict=True) if was[c.number] != now]
-    if bad:
-        raise IntegrityError(_name(bad, total), _AGAIN)
+    total = sum(len(file.digests.chunk_sha256) for file in files)
+    chunked = [file.chunked(total) for file in files]
+    chosen = choose(chunked, numbers, tensors)
+    check(chunked, chosen, threads)
+    _check_prefix(files[0])
     return Verified(
         path=gguf,
         size_bytes=sum(file.path.stat().st_size for file in files),
@@ -118,8 +119,8 @@ def _open(paths: Sequence[Path], side: Path, listed: index.Index | None) -> list
             )
         entry = entries.get(path.name)
         if entry:
-            _check_against_index(path, side, entry)
-        first = files[-1].first + len(files[-1].pieces) if files else 0
+            _check_against_index(path, side, entry, later=number > 0)
+        first = files[-1].first + len(files[-1].digests.chunk_sha256) if files else 0
         file = _proven(path, first)
         if files and files[0].digests.shard_header_sha256[number - 1 : number] != (
             file.digests.header_sha256,
@@ -129,6 +130,20 @@ def _open(paths: Sequence[Path], side: Path, listed: index.Index | None) -> list
             raise IntegrityError(f"{side} does not agree with the header of {path}", _AGAIN)
         files.append(file)
     return files
+
+
+def _check_prefix(first: _File) -> None:
+    """The state of a system prompt, if one lies beside the model."""
+    from coldpress.serve import prefix
+
+    shipped = prefix.find(first.path)
+    if shipped is None:
+        return
+    if problem := prefix.State(first.path, shipped, 1).wait():
+        raise IntegrityError(problem, _AGAIN)
+    if shipped.key.get("model_header_sha256") != first.digests.header_sha256:
+        side = first.path.with_name(prefix.KEY_NAME)
+        raise IntegrityError(f"{side} belongs to another model than {first.path}", _AGAIN)
 
 
 def _proven(path: Path, first: int) -> _File:
@@ -152,7 +167,9 @@ def _agrees(listed: index.Index, entry: index.IndexedFile, file: _File) -> bool:
     )
 
 
-def _check_against_index(path: Path, side: Path, entry: index.IndexedFile) -> None:
+def _check_against_index(
+    path: Path, side: Path, entry: index.IndexedFile, *, later: bool = False
+) -> None:
     """The index knows size and header without decoding them: it explains what a parser cannot."""
     if not path.is_file():
         return
@@ -162,9 +179,9 @@ def _check_against_index(path: Path, side: Path, entry: index.IndexedFile) -> No
         _check_size(path, entry.size_bytes)
         return
     if _proves_itself(path):
-        raise IntegrityError(
-            f"{side} belongs to another model than {path}", "fetch the index of this one"
-        )
+        # What the index knows of the first file is true, or we would not look at a later one.
+        odd, other = (path, side) if later else (side, path)
+        raise IntegrityError(f"{odd} belongs to another model than {other}", _AGAIN)
     _check_size(path, entry.size_bytes)
     raise _header_differs(path, entry.data_offset)
 
@@ -191,51 +208,3 @@ def _header_differs(path: Path, end: int) -> IntegrityError:
 def _head(path: Path, count: int) -> bytes:
     with path.open("rb") as stream:
         return stream.read(count)
-
-
-def _chosen(
-    files: Sequence[_File],
-    total: int,
-    numbers: Iterable[int] | None,
-    names: Iterable[str] | None,
-) -> set[int]:
-    """The numbers of the chunks to read, counted over all files."""
-    if numbers is None and names is None:
-        return set(range(total))
-    chosen = set(numbers or ())
-    if beyond := sorted(number for number in chosen if not 0 <= number < total):
-        raise UsageError(f"there is no chunk {beyond[0]}", f"chunks are 0 to {total - 1}")
-    for name in names or ():
-        chosen |= _holding(files, name)
-    return chosen
-
-
-def _holding(files: Sequence[_File], name: str) -> set[int]:
-    for file in files:
-        for tensor in file.header.tensors:
-            if tensor.name == name:
-                size = file.digests.chunk_bytes
-                first = tensor.offset // size
-                end = -(-(tensor.offset + tensor.size_bytes) // size)
-                return set(range(file.first + first, file.first + end))
-    raise UsageError(f"there is no tensor {name!r}", "`coldpress inspect` lists them")
-
-
-def _name(bad: Sequence[tuple[_File, Chunk]], total: int) -> str:
-    file, first = bad[0]
-    start = file.header.data_offset + first.start
-    end = file.header.data_offset + first.end
-    touched = _shorten(
-        tensor.name
-        for tensor in file.header.tensors
-        if tensor.offset < first.end and tensor.offset + tensor.size_bytes > first.start
-    )
-    more = f"; {len(bad)} of {total} chunks differ" if len(bad) > 1 else f" of {total}"
-    number = file.first + first.number
-    return f"{file.path}: chunk {number}{more}: bytes {start}-{end} differ ({touched})"
-
-
-def _shorten(names: Iterable[str], most: int = 4) -> str:
-    listed = list(names)
-    rest = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return (", ".join(listed[:most]) or "padding") + rest

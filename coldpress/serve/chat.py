@@ -10,7 +10,17 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def prompt_tokens(model: Model, messages: tuple[dict[str, str], ...]) -> list[int]:
+Messages = tuple[dict[str, str], ...]
+
+
+def with_system(messages: Messages, system_prompt: str | None) -> Messages:
+    """The messages, after the shipped system prompt where they bring none of their own."""
+    if system_prompt is None or any(message["role"] == "system" for message in messages):
+        return messages
+    return ({"role": "system", "content": system_prompt}, *messages)
+
+
+def prompt_tokens(model: Model, messages: Messages) -> list[int]:
     """Render a conversation up to where the assistant's answer begins, as tokens.
 
     Raises:
@@ -28,7 +38,7 @@ def prompt_tokens(model: Model, messages: tuple[dict[str, str], ...]) -> list[in
 
 def render(
     template: str,
-    messages: tuple[dict[str, str], ...],
+    messages: Messages,
     *,
     bos: str,
     eos: str,

@@ -17,16 +17,14 @@ from typing import Literal
 
 from coldpress import libllama
 from coldpress.errors import ColdpressError, PromptTooLongError, UsageError
-from coldpress.serve import loader, sampling
+from coldpress.serve import loader, prefix, sampling
 from coldpress.serve.generation import Delta, Done, Emit, Failed, Generation
-from coldpress.serve.model import Context, DecodeError, Model
+from coldpress.serve.model import CHUNK_TOKENS, Context, DecodeError, Model
 from coldpress.serve.place import Place
 from coldpress.serve.threads import usable_cpus
 from coldpress.serve.trace import Trace
 
 DEFAULT_CONTEXT = 4096
-_PROMPT_CHUNK_TOKENS = 128
-"""So many tokens of a prompt are read between two tokens of the running answers."""
 _BOUNDS = {"context": (0, 1 << 24), "parallel": (1, 64), "threads": (0, 512), "queue": (0, 4096)}
 
 
@@ -62,13 +60,16 @@ class QueueFullError(ColdpressError):
 class Engine:
     """Start it, wait for it, submit to it, close it.
 
-    ``model`` and ``prompt_limit`` exist once ``wait`` has returned true.
+    ``model``, ``prompt_limit`` and ``system_prompt`` exist once ``wait`` has returned true.
     """
 
     model: Model
     prompt_limit: int
     """Tokens that a prompt and its answer may have together."""
+    system_prompt: str | None
+    """What a chat without a system message gets, if something was shipped."""
     _context: Context
+    _prefix: prefix.State | None
 
     def __init__(self, place: Place, options: EngineOptions, trace: Trace) -> None:
         self.place = place
@@ -149,9 +150,12 @@ class Engine:
 
     def _load(self) -> None:
         options = self.options
+        state = prefix.begin(self.place, options.parallel)
+        self.system_prompt = state.shipped.system_prompt if state else None
         self.model, self._context = loader.open_model(
             self.place, self._prepare, self._trace, tier=options.load, verify=options.verify
         )
+        self._prefix = self._checked(state)
         self._trace.mark("ready")
 
     def _prepare(self, model: Model) -> Context:
@@ -161,9 +165,19 @@ class Engine:
             model,
             cells=self.prompt_limit,
             sequences=options.parallel,
-            batch_tokens=_PROMPT_CHUNK_TOKENS,
             threads=options.threads or usable_cpus(),
         )
+
+    def _checked(self, state: prefix.State | None) -> prefix.State | None:
+        """The shipped prefix if it may be used; else one line says why not."""
+        if state is None:
+            return None
+        problem = state.shipped.mismatch(self.model) or state.wait()
+        if problem:
+            self._trace.emit("prefix_unused", reason=problem)
+            return None
+        self._trace.mark("prefix")
+        return state
 
     def _end(self, message: str) -> None:
         """Tell everybody who is not served yet."""
@@ -189,7 +203,8 @@ class Engine:
             self._decode(answering, 1)
         if reading := [one for one in self._running if not one.answering]:
             # Who has read least: a short prompt does not wait for the end of a long one.
-            self._decode([min(reading, key=lambda one: one.position)], _PROMPT_CHUNK_TOKENS)
+            first = min(reading, key=lambda one: one.position)
+            self._decode([first], first.next_chunk(CHUNK_TOKENS))
 
     def _admit(self) -> None:
         """Let requests in while there are free sequences, the lowest first.
@@ -204,8 +219,21 @@ class Engine:
                 self._trace.mark("request")
                 generation.sequence = heappop(self._free_sequences)
                 generation.sampler = sampling.chain(self.model.lib, generation.options)
+                self._reuse_prefix(generation)
                 self._running.append(generation)
                 self._running.sort(key=lambda one: one.sequence)
+
+    def _reuse_prefix(self, generation: Generation) -> None:
+        """Start a prompt that begins with the shipped prefix from its state."""
+        if self._prefix is None:
+            return
+        keep, end = self._prefix.shipped.start(generation.pending)
+        if keep and self._context.restore(generation.sequence, self._prefix.buffer, keep):
+            generation.take(keep)
+            generation.chunk_end = end
+        elif keep:
+            self._trace.emit("prefix_unused", reason="llama.cpp refuses the state")
+            self._prefix = None
 
     def _decode(self, generations: list[Generation], count: int) -> None:
         """Decode the next tokens of each, at most ``count``; where none is left, choose another."""

@@ -140,7 +140,8 @@ def _submit(engine: Engine, request: Request, emit: Emit) -> Generation:
 
 def _prompt(engine: Engine, request: Request) -> list[int]:
     if request.kind == "chat":
-        tokens = chat.prompt_tokens(engine.model, request.messages)
+        messages = chat.with_system(request.messages, engine.system_prompt)
+        tokens = chat.prompt_tokens(engine.model, messages)
     else:
         # What a client writes as plain text stays text: "</s>" in it is no end of text.
         tokens = engine.model.tokenize(request.prompt, add_special=True, parse_special=False)
