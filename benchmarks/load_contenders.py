@@ -22,7 +22,7 @@ def _prepare(model: Any) -> Any:
     from coldpress.serve.model import Context
     from coldpress.serve.threads import usable_cpus
 
-    return Context(model, cells=CELLS, sequences=1, batch_tokens=128, threads=usable_cpus())
+    return Context(model, cells=CELLS, sequences=1, threads=usable_cpus())
 
 
 def _first_token(model: Any, context: Any) -> int:

@@ -1,6 +1,5 @@
 """What the loader's tests share: a small checkpoint of many chunks, and the logits of what was loaded."""
 
-import ctypes
 from pathlib import Path
 
 from coldpress import checkpoint
@@ -27,23 +26,21 @@ def made(folder: Path, **options: int) -> Path:
 
 def prepare(model: Model) -> Context:
     """A context as the engine makes it, but smaller."""
-    return Context(model, cells=64, sequences=1, batch_tokens=64, threads=1)
+    return Context(model, cells=64, sequences=1, threads=1)
 
 
 def logits(place: str | Path, *, trace: Trace | None = None, **options: object) -> bytes:
     """Load a model and decode a prompt: the last token's logits, every bit of them."""
     options = {"patience": HASTY, **options}
-    model, context = open_model(locate(place), prepare, trace or Trace(), **options)  # type: ignore[arg-type]
+    _model, context = open_model(locate(place), prepare, trace or Trace(), **options)  # type: ignore[arg-type]
     try:
-        return decoded(model, context)
+        return decoded(context)
     finally:
         context.close()
 
 
-def decoded(model: Model, context: Context) -> bytes:
+def decoded(context: Context) -> bytes:
     """The logits after a prompt."""
     row = context.add(_PROMPT, 0, 0, wanted=True)
     context.decode()
-    count = model.lib.llama_vocab_n_tokens(model.lib.llama_model_get_vocab(model.handle))
-    row_logits = model.lib.llama_get_logits_ith(context._handle, row)
-    return ctypes.string_at(row_logits, 4 * count)
+    return context.logits(row)

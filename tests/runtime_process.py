@@ -15,7 +15,7 @@ from typing import Any
 class RuntimeProcess:
     """``python -m coldpress.serve``; stop it with ``stop``."""
 
-    def __init__(self, checkpoint: Path, *arguments: str, **env: str) -> None:
+    def __init__(self, checkpoint: Path | str, *arguments: str, **env: str) -> None:
         argv = [sys.executable, "-m", "coldpress.serve", str(checkpoint), "--threads", "1"]
         self.process = subprocess.Popen(
             [*argv, *arguments], stderr=subprocess.PIPE, env={**os.environ, **env}, text=True
@@ -54,7 +54,7 @@ class RuntimeProcess:
 
 
 @contextmanager
-def running(checkpoint: Path, *arguments: str, **env: str) -> Iterator[RuntimeProcess]:
+def running(checkpoint: Path | str, *arguments: str, **env: str) -> Iterator[RuntimeProcess]:
     """A process that is stopped at the end."""
     process = RuntimeProcess(checkpoint, *arguments, **env)
     try:

@@ -14,6 +14,7 @@ from coldpress.serve.fetch import Tuner
 from coldpress.serve.trace import Trace
 from tests import loading
 from tests.range_server import Fault, Speed, State, serving
+from tests.runtime_process import running
 
 Served = tuple[str, State]
 FOREVER = 10_000
@@ -279,6 +280,52 @@ def test_more_requests_are_made_while_that_is_faster() -> None:
     for step in range(200):  # one stream takes all there is
         alone.note(1000, step * 0.05)
     assert alone.allowed == 8
+
+
+def test_a_runtime_that_still_fetches_stops_when_told(checkpoint: Path) -> None:
+    asked = threading.Event()
+    ended = threading.Event()
+
+    def hold(name: str, start: int) -> None:
+        if name == "model.gguf" and start > 0:
+            asked.set()
+            ended.wait(60)
+
+    with (
+        serving(checkpoint, hold=hold) as (address, _),
+        running(address, "--port", "0") as runtime,
+    ):
+        runtime.event("listening")
+        assert asked.wait(60)
+        assert runtime.stop() == 0
+        ended.set()
+
+
+def test_a_runtime_serves_from_an_address_and_says_how(checkpoint: Path) -> None:
+    with (
+        serving(checkpoint) as (address, _),
+        running(f"{address}/?sig=hidden", "--port", "0") as runtime,
+    ):
+        port = runtime.event("listening")["port"]
+        while _status(port) == 503:
+            pass
+        assert _status(port) == 200
+    (said,) = [json.loads(line) for line in runtime.lines if '"loader"' in line]
+    assert (said["tier"], said["verified"]) == ("memory", True)
+    assert "hidden" not in "".join(runtime.lines)
+    with running("http://127.0.0.1:9/x", "--port", "0") as runtime:
+        assert runtime.wait() == 19
+    assert any("ConnectionRefused" in line for line in runtime.lines)
+
+
+def _status(port: int) -> int:
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/readyz")
+    status = connection.getresponse().status
+    connection.close()
+    return status
 
 
 def test_a_slow_server_is_read_in_parallel(checkpoint: Path, expected: bytes) -> None:

@@ -212,8 +212,10 @@ def test_a_folder_that_cannot_be_written_is_done_without(
     _kept()
     assert _entries(cache) == []
     cache.chmod(0o700)
+    assert _fill(ROOTS[0])
     monkeypatch.setenv("COLDPRESS_CACHE_BYTES", "0")
-    assert not _fill(ROOTS[0])
+    assert not _fill(ROOTS[1])
+    assert model_cache.find(_of(ROOTS[0])) is None
 
 
 def test_the_least_recently_used_gives_way(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

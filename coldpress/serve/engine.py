@@ -20,6 +20,7 @@ from coldpress.errors import ColdpressError, PromptTooLongError, UsageError
 from coldpress.serve import loader, prefix, sampling
 from coldpress.serve.generation import Delta, Done, Emit, Failed, Generation
 from coldpress.serve.model import CHUNK_TOKENS, Context, DecodeError, Model
+from coldpress.serve.patience import Stop
 from coldpress.serve.place import Place
 from coldpress.serve.threads import usable_cpus
 from coldpress.serve.trace import Trace
@@ -83,6 +84,7 @@ class Engine:
         self._running: list[Generation] = []
         self._free_sequences = list(range(options.parallel))
         self._closing = False
+        self._stop = Stop()
         self._worker = threading.Thread(target=self._work, name="engine")
 
     def start(self) -> None:
@@ -130,6 +132,7 @@ class Engine:
         with self._changed:
             self._closing = True
             self._changed.notify()
+        self._stop.set()
         self._worker.join()
 
     def _work(self) -> None:
@@ -143,7 +146,8 @@ class Engine:
         except Exception as error:
             if not isinstance(error, ColdpressError):
                 error = ColdpressError(f"the engine stopped: {error!r}", "report this")
-            self.failure = error
+            if not self._closing:  # else it only fails because it was told to stop
+                self.failure = error
             self._settled.set()
             self._end(error.message)
             self.on_failure()
@@ -153,7 +157,12 @@ class Engine:
         state = prefix.begin(self.place, options.parallel)
         self.system_prompt = state.shipped.system_prompt if state else None
         self.model, self._context = loader.open_model(
-            self.place, self._prepare, self._trace, tier=options.load, verify=options.verify
+            self.place,
+            self._prepare,
+            self._trace,
+            tier=options.load,
+            verify=options.verify,
+            stop=self._stop,
         )
         self._prefix = self._checked(state)
         self._trace.mark("ready")

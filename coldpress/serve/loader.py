@@ -23,7 +23,7 @@ from coldpress.serve.filling import Filling
 from coldpress.serve.later import Later
 from coldpress.serve.mapping import load
 from coldpress.serve.model import Model
-from coldpress.serve.patience import PATIENT, Patience
+from coldpress.serve.patience import PATIENT, Patience, Stop
 from coldpress.serve.place import INDEX_NAME, Place, shards
 from coldpress.serve.prefetch import Prefetch, is_cached, latency_s
 from coldpress.serve.trace import Trace
@@ -58,6 +58,7 @@ def open_model(
     tier: Tier = "auto",
     verify: bool = False,
     patience: Patience = PATIENT,
+    stop: Stop | None = None,
 ) -> tuple[Model, Prepared]:
     """Load a model and prepare it for use.
 
@@ -66,13 +67,13 @@ def open_model(
             compute with them.
         tier: the way for a local file; "auto" chooses.
         verify: prove every chunk of a local file too; remote ones are, if they have digests.
-        patience: with a server.
+        patience: with a server; ``stop`` ends it at once.
 
     Raises:
         ColdpressError: it cannot be loaded; the class says what to do.
     """
     if isinstance(place, Address):
-        return _open_remote(place, prepare, trace, patience)
+        return _open_remote(place, prepare, trace, patience, stop or Stop())
     paths = shards(place)
     tier, why, slow = _choose(paths, tier)
     if tier == "memory":
@@ -133,10 +134,10 @@ def _open_local(
 
 
 def _open_remote(
-    address: Address, prepare: Prepare[Prepared], trace: Trace, patience: Patience
+    address: Address, prepare: Prepare[Prepared], trace: Trace, patience: Patience, stop: Stop
 ) -> tuple[Model, Prepared]:
     # These imports and the first answers take as long as llama.cpp's import: side by side.
-    beginning = Later(lambda: _begin(address, patience))
+    beginning = Later(lambda: _begin(address, patience, stop))
     with trace.span("import"):
         libllama.load()
     found = beginning.result()
@@ -146,11 +147,11 @@ def _open_remote(
     return _open_filling(found, str(address), "it is remote", prepare, trace)
 
 
-def _begin(address: Address, patience: Patience) -> Filling | tuple[Path, ...]:
+def _begin(address: Address, patience: Patience, stop: Stop) -> Filling | tuple[Path, ...]:
     """Start to fetch; or the paths of what the local cache has already."""
     from coldpress.serve import model_cache, remote
 
-    described = remote.describe(address, patience)
+    described = remote.describe(address, patience, stop)
     if kept := model_cache.find(described.contents):
         for source in described.sources:
             source.close()

@@ -52,8 +52,8 @@ def limit_bytes() -> int:
 
 def find(contents: Contents) -> tuple[Path, ...] | None:
     """The model's files, in the order of ``contents``; None if they are not here."""
-    where = folder()
-    if where is None or contents.root_sha256 is None:
+    where = _where(contents)
+    if where is None:
         return None
     try:
         _private(where)
@@ -86,12 +86,11 @@ def keep(contents: Contents, files: Sequence[int]) -> bool:
     Raises:
         OSError: it cannot be kept.
     """
-    where = folder()
-    name = contents.root_sha256
-    if where is None or name is None or contents.size_bytes > limit_bytes():
+    where = _where(contents)
+    if where is None:
         return False
     _private(where)
-    lock = _locked(where / f"{name}{_LOCK}")
+    lock = _locked(where / f"{contents.root_sha256}{_LOCK}")
     if lock is None:
         return False
     try:
@@ -101,6 +100,12 @@ def keep(contents: Contents, files: Sequence[int]) -> bool:
     finally:
         os.close(lock)
     return True
+
+
+def _where(contents: Contents) -> Path | None:
+    """The folder that may hold a model; None for one that cannot be named or is too large."""
+    unfit = contents.root_sha256 is None or contents.size_bytes > limit_bytes()
+    return None if unfit else folder()
 
 
 def _write(where: Path, contents: Contents, files: Sequence[int]) -> None:

@@ -1,5 +1,7 @@
-"""How long a loader puts up with a server."""
+"""How long a loader puts up with a server, and how it is told to stop."""
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -20,3 +22,28 @@ class Patience:
 
 
 PATIENT = Patience()
+
+
+class Stop:
+    """Tells what waits for a server that its result is no longer wanted."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], None]] = []
+        self._is_set = False
+
+    def on(self, callback: Callable[[], None]) -> None:
+        """Call it when told to stop, or now if that has been."""
+        with self._lock:
+            self._callbacks.append(callback)
+            late = self._is_set
+        if late:
+            callback()
+
+    def set(self) -> None:
+        """Stop everything."""
+        with self._lock:
+            self._is_set = True
+            callbacks = list(self._callbacks)
+        for callback in callbacks:
+            callback()

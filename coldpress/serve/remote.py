@@ -6,7 +6,7 @@ from coldpress.errors import InputError, RemoteError
 from coldpress.serve import contents
 from coldpress.serve.address import Address
 from coldpress.serve.http_ranges import HttpObject, MissingError
-from coldpress.serve.patience import Patience
+from coldpress.serve.patience import Patience, Stop
 from coldpress.serve.pieces import Contents
 from coldpress.serve.place import INDEX_NAME
 
@@ -22,7 +22,7 @@ class Remote:
     sources: tuple[HttpObject, ...]
 
 
-def describe(address: Address, patience: Patience) -> Remote:
+def describe(address: Address, patience: Patience, stop: Stop) -> Remote:
     """Fetch the index; of a lone GGUF without one, the header.
 
     Raises:
@@ -31,6 +31,7 @@ def describe(address: Address, patience: Patience) -> Remote:
         InputError: it serves something else than a checkpoint or a GGUF.
     """
     side = HttpObject(address.target(INDEX_NAME), patience)
+    stop.on(side.interrupt)
     try:
         raw = side.whole(contents.MAX_INDEX_BYTES)
     except RemoteError as error:
@@ -41,22 +42,25 @@ def describe(address: Address, patience: Patience) -> Remote:
                     f"{side} does not exist", "give a checkpoint's folder, or a .gguf in it"
                 ) from error
             raise
-        return _lone(address, patience)
+        return _lone(address, patience, stop)
     finally:
         side.close()
     made = contents.of_index(raw, str(side))
     if address.is_file:
         only = address.target().path.rpartition("/")[2]
         if only != made.files[0].name:
-            return _lone(address, patience)
-    sources = (
+            return _lone(address, patience, stop)
+    sources = tuple(
         HttpObject(address.target(file.name), patience, file.size_bytes) for file in made.files
     )
-    return Remote(made, tuple(sources))
+    for source in sources:
+        stop.on(source.interrupt)
+    return Remote(made, sources)
 
 
-def _lone(address: Address, patience: Patience) -> Remote:
+def _lone(address: Address, patience: Patience, stop: Stop) -> Remote:
     source = HttpObject(address.target(), patience)
+    stop.on(source.interrupt)
     try:
         return Remote(_by_header(source), (source,))
     except BaseException:
