@@ -55,6 +55,30 @@ def original() -> Path:
     return out
 
 
+def tensors() -> Path:
+    """A state dict of as many bytes as the checkpoint's data, as ``model.pt`` and ``model.safetensors``."""
+    out = FOLDER / "tensors"
+    if not out.is_dir():
+        partial = FOLDER / "tensors.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _save_tensors(partial, (checkpoint() / "model.gguf").stat().st_size)
+        partial.rename(out)
+    return out
+
+
+def image() -> Path:
+    """An ext4 image that holds the checkpoint, for the throttled block device."""
+    from benchmarks.throttled_device import make_image
+
+    path = FOLDER / "image.ext4"
+    if not path.is_file():
+        partial = path.with_suffix(".partial")
+        make_image(checkpoint(), partial)
+        partial.rename(path)
+    return path
+
+
 def shapes() -> dict[str, tuple[int, ...]]:
     """Tensor → shape, output dimension first, by their GGUF names."""
     found: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCABULARY, WIDTH)}
@@ -173,6 +197,25 @@ def _byte_letters() -> Iterator[str]:
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     yield from map(chr, shown)
     yield from (chr(256 + n) for n in range(256 - len(shown)))
+
+
+def _save_tensors(out: Path, size_bytes: int) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    # As many tensors as the model has, in its proportions.
+    weights = {
+        name: shape[0] * (shape[1] if len(shape) > 1 else 1) for name, shape in shapes().items()
+    }
+    scale = size_bytes / 2 / sum(weights.values())
+    random = torch.Generator().manual_seed(0)
+    made = {
+        name: torch.randint(0, 2**14, (round(count * scale),), generator=random, dtype=torch.int16)
+        for name, count in weights.items()
+    }
+    state = {name: tensor.view(torch.bfloat16) for name, tensor in made.items()}
+    torch.save(state, out / "model.pt")
+    save_file(state, out / "model.safetensors")
 
 
 def _save_original(out: Path) -> None:

@@ -359,15 +359,21 @@ def serve(context: typer.Context) -> None:
 
 @app.command()
 def ask(
-    checkpoint: Annotated[Path, typer.Argument(help="folder that checkpoint wrote")],
+    checkpoint: Annotated[str, typer.Argument(help="folder that checkpoint wrote, or its address")],
     prompt: Annotated[str, typer.Argument(help="what to ask")],
     out: Out,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="draw what the start consisted of")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Start the runtime cold, ask it one question, time it."""
     from coldpress.serve import ask as stage
+    from coldpress.serve import timeline
 
     answer = stage.ask(checkpoint, out, stage.AskOptions(prompt=prompt))
+    if trace:
+        print(timeline.draw(answer.timeline), file=sys.stderr)
     _print(answer, json_, answer.text)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from coldpress.errors import ColdpressError, InputError, IntegrityError, RemoteError
+from coldpress.serve import loader
 from coldpress.serve.fetch import Tuner
 from coldpress.serve.trace import Trace
 from tests import loading
@@ -20,7 +21,7 @@ FOREVER = 10_000
 
 @pytest.fixture(autouse=True)
 def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLDPRESS_CACHE", "off")
+    monkeypatch.setenv("COLDPRESS_CACHE_BYTES", "0")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_a_passing_fault_is_survived(served: Served, expected: bytes, kind: str)
 @pytest.mark.parametrize(
     ("kind", "error", "words"),
     [
-        ("flip", IntegrityError, "are damaged, 3 times"),
+        ("flip", IntegrityError, "are damaged, 3 times|are not the header"),
         ("drop", RemoteError, "broke off"),
         ("stall", RemoteError, "sent nothing for too long"),
         ("drip", RemoteError, "bytes per second"),
@@ -128,8 +129,10 @@ def test_an_object_that_is_replaced_is_noticed(checkpoint: Path, tmp_path: Path)
     (tmp_path / "model.index.json").write_bytes((checkpoint / "model.index.json").read_bytes())
     (tmp_path / "model.gguf").write_bytes(data)
 
+    once = threading.Lock()
+
     def swap(name: str, start: int) -> None:
-        if name == "model.gguf" and start > len(data) // 2:
+        if name == "model.gguf" and start > len(data) // 2 and once.acquire(blocking=False):
             (tmp_path / "new").write_bytes(data[::-1])
             (tmp_path / "new").rename(tmp_path / "model.gguf")
 
@@ -189,8 +192,11 @@ def test_an_endless_index_is_not_read(
         loading.logits(served[0])
 
 
-def test_mapping_and_context_need_no_weights(checkpoint: Path, expected: bytes) -> None:
+def test_mapping_and_context_need_no_weights(
+    checkpoint: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No byte of the data section leaves the server before the context exists."""
+    monkeypatch.setattr(loader, "_MAP_AT", 0)
     mapped = threading.Event()
     early: list[bool] = []
 

@@ -11,7 +11,6 @@ from coldpress.checkpoint.source import PREFIX
 from coldpress.errors import InputError, IntegrityError
 from coldpress.serve.pieces import Contents, Piece, cut, unproven
 
-INDEX_NAME = index.INDEX_NAME
 MAX_INDEX_BYTES = 32 << 20
 
 
@@ -45,7 +44,7 @@ def of_folder(path: Path) -> Contents:
     Raises:
         InputError: there is none; IntegrityError: it is damaged.
     """
-    side = path.with_name(INDEX_NAME)
+    side = path.with_name(index.INDEX_NAME)
     try:
         raw = side.read_bytes()
     except OSError as error:

@@ -216,6 +216,7 @@ class Engine:
                 generation = self._waiting.popleft()
                 if generation.cancelled:
                     continue
+                self._trace.mark("request")
                 generation.sequence = heappop(self._free_sequences)
                 generation.sampler = sampling.chain(self.model.lib, generation.options)
                 self._reuse_prefix(generation)
@@ -256,6 +257,7 @@ class Engine:
 
     def _accept(self, generation: Generation, token: int) -> None:
         if self._trace.mark("first_token"):
+            self._trace.between("first_token", "request", "first_token")
             self._trace.emit(
                 "cold_start",
                 weights_bytes=self.model.size_bytes,

@@ -90,15 +90,13 @@ class Fetch:
 
     Args:
         first: threads to begin with; ``most``: at the end of the tuning.
-        resume: what a sink holds already is kept where its digest is right.
     """
 
-    def __init__(self, jobs: Sequence[Job], *, first: int, most: int, resume: bool = False) -> None:
+    def __init__(self, jobs: Sequence[Job], *, first: int, most: int) -> None:
         self._jobs = jobs
         self._next = 0
         self._left = len(jobs)
         self._heads = sum(job.head for job in jobs)
-        self._resume = resume
         self._failure: Exception | None = None
         self._changed = threading.Condition()
         self._stopped = False
@@ -123,6 +121,10 @@ class Fetch:
             ColdpressError, SinkError: as ``wait``.
         """
         self._wait(lambda: self._heads == 0)
+
+    def wait_share(self, share: float) -> None:
+        """Wait until this share of the pieces is there; raises as ``wait``."""
+        self._wait(lambda: self._left <= (1 - share) * len(self._jobs))
 
     def wait(self) -> None:
         """Wait until every byte is there and proven.
@@ -199,13 +201,10 @@ class Fetch:
                 self.first_proven_s = self.proven_s
             self._left -= 1
             self._heads -= job.head
-            if not self._left or not self._heads:
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def _do(self, job: Job) -> None:
         piece = job.piece
-        if self._resume and job.sink is not None and _holds(job.sink, piece):
-            return
         for _ in range(_READINGS):
             if self._read(job) in (piece.sha256, None):
                 return
@@ -261,17 +260,3 @@ def _keep(sink: int, data: bytes | memoryview, position: int) -> None:
             view, position = view[count:], position + count
     except OSError as error:
         raise SinkError(os.strerror(error.errno or errno.EIO)) from error
-
-
-def _holds(sink: int, piece: Piece) -> bool:
-    """Whether a sink has a piece from an earlier, interrupted run."""
-    if piece.sha256 is None:
-        return False
-    digest, position = sha256(), piece.start
-    while position < piece.end:
-        data = os.pread(sink, min(1 << 20, piece.end - position), position)
-        if not data:
-            return False
-        digest.update(data)
-        position += len(data)
-    return digest.hexdigest() == piece.sha256

@@ -1,13 +1,11 @@
-"""Files that llama.cpp may map while they are being filled: in memory, or in the local cache."""
+"""Files in memory that llama.cpp may map while they are being filled."""
 
 import os
 import tempfile
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from coldpress.serve.fetch import Fetch, Job, SinkError, Source
-from coldpress.serve.model_cache import Claim
 from coldpress.serve.pieces import Contents
 from coldpress.serve.trace import Trace
 
@@ -16,41 +14,35 @@ class Filling:
     """A fetch under way into files of its own; ``paths`` lead to them while it is open.
 
     Args:
-        claim: an entry of the local cache to fill; None: files in memory.
         first: requests in flight to begin with; ``most``: at the end of the tuning.
+        cached: copy the files into the local cache afterwards.
     """
 
     def __init__(
         self,
         contents: Contents,
         sources: Sequence[Source],
-        claim: Claim | None,
         *,
         first: int,
         most: int,
+        cached: bool = False,
     ) -> None:
         self.contents = contents
-        self._claim = claim
         self._sources = sources
-        self._sinks = claim.sinks if claim else _in_memory(contents)
+        self._cached = cached
+        self._sinks = _in_memory(contents)
         jobs = [
             Job(piece, source, sink, head=piece.start == 0)
             for file, source, sink in zip(contents.files, sources, self._sinks, strict=True)
             for piece in file.pieces
         ]
         jobs.sort(key=lambda job: not job.head)  # headers first; the order stays beyond that
-        resume = claim is not None and claim.resumed
-        self.fetch = Fetch(jobs, first=first, most=most, resume=resume)
+        self.fetch = Fetch(jobs, first=first, most=most)
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """Names for the open files, whether or not they have others."""
         return tuple(Path(f"/proc/self/fd/{sink}") for sink in self._sinks)
-
-    @property
-    def is_cached(self) -> bool:
-        """Whether the files go into the local cache."""
-        return self._claim is not None
 
     @property
     def proven(self) -> bool:
@@ -64,18 +56,17 @@ class Filling:
             trace.put("verify", self.fetch.first_proven_s, self.fetch.proven_s)
 
     def close(self) -> None:
-        """Stop what is left to fetch, close the files: mappings stay. A whole entry is published."""
+        """Stop what is left to fetch and close the files: what is mapped stays mapped."""
         self.fetch.close()
         for source in self._sources:
             source.close()
-        if self._claim is None:
-            for sink in self._sinks:
-                os.close(sink)
-        elif self.fetch.complete:
-            # To wait for the disk would keep the first answer waiting.
-            threading.Thread(target=self._claim.publish, name="publish", daemon=True).start()
-        else:
-            self._claim.release()
+        if self._cached and self.fetch.complete:
+            from coldpress.serve import model_cache
+
+            model_cache.keep_later(self.contents, self._sinks)
+            return
+        for sink in self._sinks:
+            os.close(sink)
 
 
 def _in_memory(contents: Contents) -> list[int]:

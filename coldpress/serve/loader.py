@@ -2,21 +2,20 @@
 
     page-cache  a local file: read ahead in execution order, mapped by llama.cpp meanwhile
     memory      pieces read in parallel, each proven on arrival, into a file in memory
-    cache       the same into the local cache of remote checkpoints
     plain       llama.cpp alone: the file is in the page cache already, or nothing else is wanted
 
-A file is mapped while it is still being filled: to map it llama.cpp reads its header, and that is
-there first. So vocabulary, mapping and context are made while the weights arrive; nothing is
-computed before the last chunk is proven.
+A remote checkpoint goes through memory, or is taken from the local cache. A file in memory is mapped while
+it is being filled: to map it llama.cpp reads its header, and that is there first. So vocabulary, mapping
+and context are made while weights arrive; nothing is computed before the last chunk is proven.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from coldpress import libllama
-from coldpress.errors import ColdpressError, InputError, RemoteError
+from coldpress.errors import ColdpressError, InputError, IntegrityError, RemoteError
 from coldpress.serve.address import Address
 from coldpress.serve.fetch import SinkError
 from coldpress.serve.file_source import FileSource
@@ -25,14 +24,19 @@ from coldpress.serve.later import Later
 from coldpress.serve.mapping import load
 from coldpress.serve.model import Model
 from coldpress.serve.patience import PATIENT, Patience
-from coldpress.serve.place import Place, shards
-from coldpress.serve.prefetch import Prefetch, is_cached
+from coldpress.serve.place import INDEX_NAME, Place, shards
+from coldpress.serve.prefetch import Prefetch, is_cached, latency_s
 from coldpress.serve.trace import Trace
 
 Tier = Literal["auto", "page-cache", "memory", "plain"]
 TIERS: tuple[Tier, ...] = ("auto", "page-cache", "memory", "plain")
+_MAP_AT = 0.5
+"""The share of a file that is there before it is mapped: the kernel clears each page that is not, which
+takes longer than to map one that is. Later, and vocabulary and context would not be ready in time."""
 _REMOTE_FIRST, _REMOTE_MOST = 8, 32
-_DISK_FIRST, _DISK_MOST = 4, 32
+_DISK_FIRST, _DISK_MOST = 8, 32
+_NETWORK_S = 0.003
+"""A device that needs longer for one small read is behind a network."""
 
 
 class Closable(Protocol):
@@ -70,25 +74,32 @@ def open_model(
     if isinstance(place, Address):
         return _open_remote(place, prepare, trace, patience)
     paths = shards(place)
+    tier, why, slow = _choose(paths, tier)
     if tier == "memory":
         try:
             filling = Later(lambda: _into_memory(paths))
             with trace.span("import"):
                 libllama.load()
-            return _open_filling(filling.result(), str(place), "asked for", prepare, trace)
+            return _open_filling(filling.result(), str(place), why, prepare, trace)
         except (OSError, SinkError, RemoteError) as error:
             tier, why = "page-cache", f"memory failed: {error}"
-    else:
-        tier, why = _choose(paths, tier)
+    # Where the device is what takes time, proof costs none.
+    verify = verify or (slow and paths[0].with_name(INDEX_NAME).is_file())
     return _open_local(paths, prepare, trace, (tier, why), verify=verify)
 
 
-def _choose(paths: Sequence[Path], tier: Tier) -> tuple[Tier, str]:
+def _choose(paths: Sequence[Path], tier: Tier) -> tuple[Tier, str, bool]:
+    """The tier, why, and whether the device is slow to answer."""
     if tier != "auto":
-        return tier, "asked for"
+        return tier, "asked for", False
     if is_cached(paths):
-        return "plain", "the file is in the page cache"
-    return "page-cache", "the file is not in the page cache"
+        return "plain", "the file is in the page cache", False
+    try:
+        answer_s = latency_s(paths[0])
+    except (OSError, IntegrityError):  # llama.cpp meets the same and says what is wrong
+        return "plain", "the file cannot be read", False
+    why = f"not in the page cache; its device answers in {answer_s * 1e3:.1f} ms"
+    return "page-cache", why, answer_s > _NETWORK_S
 
 
 def _open_local(
@@ -101,24 +112,21 @@ def _open_local(
 ) -> tuple[Model, Prepared]:
     tier, why = choice
     with contextlib.ExitStack() as stack:
-        proof: Prefetch | None = None
-        if verify:
-            from coldpress.serve.contents import of_folder
-
-            proof = Prefetch(paths, of_folder(paths[0]))
-            stack.callback(proof.close)
-        elif tier != "plain":
-            stack.callback(Prefetch(paths).close)
+        ahead = Prefetch(paths, prove=verify) if verify or tier != "plain" else None
+        if ahead is not None:
+            stack.callback(ahead.close)
         with trace.span("import"):
             libllama.load()
+        if ahead is not None:
+            ahead.wait_heads()
         with trace.span("load"):
             model = load(paths, str(paths[0]))
         with trace.span("context"):
             prepared = prepare(model)
-        if proof is not None:
+        if ahead is not None and verify:
             with _closing_on_error(prepared):
-                proof.wait()
-            proof.note(trace)
+                ahead.wait()
+            ahead.note(trace)
     size = sum(path.stat().st_size for path in paths)
     trace.emit("loader", tier=tier, why=why, size_bytes=size, verified=verify)
     return model, prepared
@@ -135,31 +143,24 @@ def _open_remote(
     if not isinstance(found, Filling):
         choice: tuple[Tier, str] = "page-cache", "the local cache has it"
         return _open_local(found, prepare, trace, choice, verify=False)
-    why = "fetched into the local cache" if found.is_cached else "fetched; not cached on a disk"
-    try:
-        return _open_filling(found, str(address), why, prepare, trace)
-    except SinkError as error:
-        again = _begin(address, patience, cached=False)
-        if not isinstance(again, Filling):
-            raise ColdpressError("no way is left to load it", "report this") from error
-        why = f"the local cache failed: {error}"
-        return _open_filling(again, str(address), why, prepare, trace)
+    return _open_filling(found, str(address), "it is remote", prepare, trace)
 
 
-def _begin(
-    address: Address, patience: Patience, *, cached: bool = True
-) -> Filling | tuple[Path, ...]:
+def _begin(address: Address, patience: Patience) -> Filling | tuple[Path, ...]:
     """Start to fetch; or the paths of what the local cache has already."""
     from coldpress.serve import model_cache, remote
 
     described = remote.describe(address, patience)
-    claim = model_cache.claim(described.contents) if cached else None
-    if isinstance(claim, model_cache.Hit):
+    if kept := model_cache.find(described.contents):
         for source in described.sources:
             source.close()
-        return claim.paths
+        return kept
     return Filling(
-        described.contents, described.sources, claim, first=_REMOTE_FIRST, most=_REMOTE_MOST
+        described.contents,
+        described.sources,
+        first=_REMOTE_FIRST,
+        most=_REMOTE_MOST,
+        cached=True,
     )
 
 
@@ -172,7 +173,7 @@ def _into_memory(paths: Sequence[Path]) -> Filling:
     except InputError:
         contents = of_files(paths)
     sources = [FileSource(path, direct=True) for path in paths]
-    return Filling(contents, sources, None, first=_DISK_FIRST, most=_DISK_MOST)
+    return Filling(contents, sources, first=_DISK_FIRST, most=_DISK_MOST)
 
 
 def _open_filling(
@@ -182,6 +183,7 @@ def _open_filling(
     fetch = filling.fetch
     try:
         fetch.wait_heads()
+        fetch.wait_share(_MAP_AT)
         with trace.span("load"):
             model = load(filling.paths, shown)
         if libllama.maps_only():
@@ -202,7 +204,7 @@ def _open_filling(
         filling.close()
     trace.emit(
         "loader",
-        tier="cache" if filling.is_cached else "memory",
+        tier="memory",
         why=why,
         size_bytes=filling.contents.size_bytes,
         verified=filling.proven,
@@ -214,7 +216,7 @@ def _open_filling(
 
 
 @contextlib.contextmanager
-def _closing_on_error(prepared: Closable):  # type: ignore[no-untyped-def]
+def _closing_on_error(prepared: Closable) -> Iterator[None]:
     try:
         yield
     except BaseException:

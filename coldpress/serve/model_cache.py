@@ -1,17 +1,18 @@
 """Remote checkpoints kept on a local disk: ``FOLDER/ROOT_SHA256/`` holds the files of one model.
 
-An entry is filled in ``ROOT.partial`` under a lock and becomes visible whole, by a rename. Who is
-killed leaves a partial folder behind; the next one resumes it, keeping the chunks whose digests are
-right. The least recently used entries give way to new ones; removing a file that a process has
-mapped does that process no harm.
+A model is fetched into memory and copied here when it serves already: writing a gigabyte to a disk takes
+as much CPU as fetching and proving it, and nobody should wait for that. An entry is written into
+``ROOT.partial`` under a lock and becomes visible whole, by a rename. The least recently used entries give
+way to new ones; removing a file that a process has mapped does that process no harm.
 """
 
 import contextlib
 import fcntl
 import os
 import shutil
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from coldpress.errors import UsageError
@@ -21,21 +22,20 @@ _PARTIAL, _LOCK, _TRASH = ".partial", ".lock", ".trash"
 _DEFAULT_BYTES = 16 << 30
 _SPARE_BYTES = 256 << 20
 """Room that is left for others on the disk."""
-_WAIT_S = 120.0
-_POLL_S = 0.05
+_COPY_BYTES = 4 << 20
+_NICE = 19
+_AFTER_S = 5.0
+"""So long the first answers have the machine for themselves."""
 _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "overlay")
 
 
 def folder() -> Path | None:
     """Where checkpoints are kept: ``$COLDPRESS_CACHE/checkpoints``, else a folder of ours in /tmp.
 
-    None where ``COLDPRESS_CACHE`` is ``off`` or empty, or /tmp is in memory: there a file would take
-    as much memory again. An overlay may be either, so it counts as memory.
+    None where /tmp is in memory: there a file would take as much memory again. An overlay may be
+    either, so it counts as memory.
     """
-    chosen = os.environ.get("COLDPRESS_CACHE")
-    if chosen in ("", "off"):
-        return None
-    if chosen:
+    if chosen := os.environ.get("COLDPRESS_CACHE"):
         return Path(chosen) / "checkpoints"
     if _file_system(Path("/tmp")) in _MEMORY_FILE_SYSTEMS:  # noqa: S108  # checked in _private
         return None
@@ -43,96 +43,95 @@ def folder() -> Path | None:
 
 
 def limit_bytes() -> int:
-    """The most that all entries may have together: ``$COLDPRESS_CACHE_BYTES``, else 16 GiB."""
+    """The most that all entries may have together: ``$COLDPRESS_CACHE_BYTES``, else 16 GiB; 0: no cache."""
     text = os.environ.get("COLDPRESS_CACHE_BYTES", str(_DEFAULT_BYTES))
     if not text.isdecimal():
         raise UsageError(f"COLDPRESS_CACHE_BYTES is {text!r}", "give a number of bytes")
     return int(text)
 
 
-@dataclass(frozen=True)
-class Hit:
-    """The model is there; ``paths`` in the order of its files."""
-
-    paths: tuple[Path, ...]
-
-
-class Claim:
-    """The right to fill an entry: its files are open in ``sinks``, and have all their bytes' room."""
-
-    def __init__(self, where: Path, name: str, lock: int, sinks: list[int], fresh: bool) -> None:
-        self._where, self._name, self._lock = where, name, lock
-        self.sinks = sinks
-        self.resumed = not fresh
-
-    def publish(self) -> None:
-        """Make the entry visible, once every byte is there and proven; then ``release``."""
-        with contextlib.suppress(OSError):  # it remains a partial entry, to be resumed
-            for sink in self.sinks:
-                os.fsync(sink)  # a rename must not become visible before the bytes do
-            partial = self._where / f"{self._name}{_PARTIAL}"
-            partial.rename(self._where / self._name)
-        self.release()
-
-    def release(self) -> None:
-        """Close the files and let others fill the entry."""
-        for sink in self.sinks:
-            os.close(sink)
-        os.close(self._lock)
+def find(contents: Contents) -> tuple[Path, ...] | None:
+    """The model's files, in the order of ``contents``; None if they are not here."""
+    where = folder()
+    if where is None or contents.root_sha256 is None:
+        return None
+    try:
+        _private(where)
+    except OSError:
+        return None
+    return _hit(where, contents)
 
 
-def claim(contents: Contents) -> Hit | Claim | None:
-    """The entry of a model, or the right to fill it; None where it cannot be kept on a disk.
+def keep_later(contents: Contents, files: Sequence[int]) -> None:
+    """Copy a model in the background, in a while, from open files that hold it; they are closed then."""
+    threading.Thread(target=_keep_later, args=(contents, files), name="keep", daemon=True).start()
 
-    Waits while another process fills it.
+
+def _keep_later(contents: Contents, files: Sequence[int]) -> None:
+    try:
+        time.sleep(_AFTER_S)
+        # Of this thread alone: answers go before.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        keep(contents, files)
+    except OSError:  # full, read-only, not ours: it is fetched again the next time
+        return
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def keep(contents: Contents, files: Sequence[int]) -> bool:
+    """Copy a model from open files that hold it, unless somebody does or has done so.
+
+    Raises:
+        OSError: it cannot be kept.
     """
     where = folder()
     name = contents.root_sha256
     if where is None or name is None or contents.size_bytes > limit_bytes():
-        return None
+        return False
+    _private(where)
+    lock = _locked(where / f"{name}{_LOCK}")
+    if lock is None:
+        return False
     try:
-        _private(where)
-        if (hit := _hit(where, contents)) is not None:
-            return hit
-        lock = _locked(where / f"{name}{_LOCK}", _WAIT_S)
-        if lock is None:
-            return None
-        try:
-            # Whoever held the lock may have filled the entry.
-            hit = _hit(where, contents)
-            made = hit or _begin(where, contents, lock)
-        except BaseException:
-            os.close(lock)
-            raise
-        if hit is not None:
-            os.close(lock)
-        return made
-    except OSError:  # read-only, full, or not ours
-        return None
+        if _hit(where, contents) is not None:
+            return False
+        _write(where, contents, files)
+    finally:
+        os.close(lock)
+    return True
 
 
-def _begin(where: Path, contents: Contents, lock: int) -> Claim:
-    name = str(contents.root_sha256)
-    shutil.rmtree(where / name, ignore_errors=True)  # an entry that is no hit is damaged
-    partial = where / f"{name}{_PARTIAL}"
-    fresh = not partial.exists()
-    _make_room(where, contents.size_bytes, keep=name)
-    partial.mkdir(exist_ok=True)
-    sinks: list[int] = []
+def _write(where: Path, contents: Contents, files: Sequence[int]) -> None:
+    entry = where / str(contents.root_sha256)
+    partial = entry.with_name(f"{entry.name}{_PARTIAL}")
+    for left in (entry, partial):  # damaged, or of somebody who was killed
+        shutil.rmtree(left, ignore_errors=True)
+    _make_room(where, contents.size_bytes, keep=entry.name)
     try:
-        for file in contents.files:
-            sinks.append(os.open(partial / file.name, os.O_RDWR | os.O_CREAT, 0o600))
-            os.ftruncate(sinks[-1], file.size_bytes)
-            os.posix_fallocate(sinks[-1], 0, file.size_bytes)  # a full disk is met now, not later
+        partial.mkdir()
+        for file, source in zip(contents.files, files, strict=True):
+            with (partial / file.name).open("xb") as sink:
+                os.posix_fallocate(sink.fileno(), 0, file.size_bytes)  # a full disk is met at once
+                _copy(source, sink.fileno(), file.size_bytes)
+                os.fsync(sink.fileno())  # the rename must not reach the disk before the bytes do
+        partial.rename(entry)
     except OSError:
-        for sink in sinks:
-            os.close(sink)
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return Claim(where, name, lock, sinks, fresh)
 
 
-def _hit(where: Path, contents: Contents) -> Hit | None:
+def _copy(source: int, sink: int, size_bytes: int) -> None:
+    offset = 0
+    while offset < size_bytes:
+        count = os.sendfile(sink, source, offset, min(_COPY_BYTES, size_bytes - offset))
+        if count == 0:
+            raise OSError("the source ended early")
+        offset += count
+
+
+def _hit(where: Path, contents: Contents) -> tuple[Path, ...] | None:
     entry = where / str(contents.root_sha256)
     paths = tuple(entry / file.name for file in contents.files)
     try:
@@ -140,7 +139,7 @@ def _hit(where: Path, contents: Contents) -> Hit | None:
         os.utime(entry)  # used now
     except OSError:
         return None
-    return Hit(paths) if sizes == [file.size_bytes for file in contents.files] else None
+    return paths if sizes == [file.size_bytes for file in contents.files] else None
 
 
 def _make_room(where: Path, size_bytes: int, keep: str) -> None:
@@ -165,7 +164,7 @@ def _make_room(where: Path, size_bytes: int, keep: str) -> None:
 
 def _remove(entry: Path) -> bool:
     """Remove an entry unless somebody is filling it; others see all of it or nothing."""
-    lock = _locked(entry.with_name(f"{entry.name[:64]}{_LOCK}"), 0)
+    lock = _locked(entry.with_name(f"{entry.name[:64]}{_LOCK}"))
     if lock is None:
         return False
     try:
@@ -179,20 +178,15 @@ def _remove(entry: Path) -> bool:
     return True
 
 
-def _locked(path: Path, wait_s: float) -> int | None:
-    """The descriptor that holds a lock; None if another process keeps it for too long."""
+def _locked(path: Path) -> int | None:
+    """The descriptor that holds a lock; None if somebody else does."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    until = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                os.close(descriptor)
-                return None
-            time.sleep(_POLL_S)
-        else:
-            return descriptor
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _private(where: Path) -> None:

@@ -9,7 +9,7 @@ from coldpress.serve.address import Address, is_address
 
 Place = Path | Address
 _MAGIC = b"GGUF"
-_INDEX_NAME = "model.index.json"
+INDEX_NAME = "model.index.json"
 _SHARD = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
 _MAX_SHARDS = 1000
 _HINT = "give a checkpoint or a GGUF file"
@@ -67,7 +67,7 @@ def _first(path: Path) -> Path:
 
 def _check_sizes(first: Path) -> None:
     """Hold the sizes against the index beside the files: the least that shows a broken copy."""
-    index = first.with_name(_INDEX_NAME)
+    index = first.with_name(INDEX_NAME)
     if not first.name.startswith("model") or not index.is_file():
         return
     try:

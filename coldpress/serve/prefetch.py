@@ -7,12 +7,14 @@ Threads that read exist only where the device's readahead is unknown, or to prov
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from coldpress.errors import IntegrityError
 from coldpress.serve.fetch import Fetch, Job
 from coldpress.serve.file_source import FileSource
-from coldpress.serve.pieces import Contents, File, unproven
+from coldpress.serve.pieces import File, unproven
 from coldpress.serve.threads import usable_cpus
 from coldpress.serve.trace import Trace
 
@@ -22,28 +24,49 @@ _SAMPLES = 64
 
 
 class Prefetch:
-    """Reads files ahead from now on; with ``contents``, proves every chunk of them too."""
+    """Reads files ahead from now on.
 
-    def __init__(self, paths: Sequence[Path], contents: Contents | None = None) -> None:
+    Args:
+        prove: prove every chunk too, by the index beside the files.
+
+    Raises:
+        InputError: there is no index; IntegrityError: it is damaged.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, prove: bool = False) -> None:
         self._stopped = False
         self._files = [os.open(path, os.O_RDONLY) for path in paths]
-        self._threads = [threading.Thread(target=self._advise, daemon=True)]
-        self._threads[0].start()
-        self.fetch: Fetch | None = None
         self._sources: list[FileSource] = []
-        if contents is not None:
-            cpus = usable_cpus()
-            self.fetch = self._read(paths, contents.files, first=cpus, most=max(4, 2 * cpus))
-        elif not all(map(_step, self._files)):
-            files = [unproven(path.name, path.stat().st_size) for path in paths]
-            self.fetch = self._read(paths, files, first=4, most=16)
+        self._proof: Fetch | None = None
+        self.reading: Fetch | None = None
+        self._thread = threading.Thread(target=self._advise, daemon=True)
+        self._thread.start()
+        try:
+            if prove:
+                self._proof = self._prove(paths)
+            elif not all(map(_step, self._files)):
+                files = [unproven(path.name, path.stat().st_size) for path in paths]
+                self.reading = self._read(paths, files, first=4, most=16)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prove(self, paths: Sequence[Path]) -> Fetch:
+        # Imported while the kernel reads.
+        from coldpress.serve.contents import of_folder
+
+        cpus = usable_cpus()
+        files = of_folder(paths[0]).files
+        if len(files) != len(paths):
+            raise IntegrityError(f"{paths[0]} is not all that its index lists", "fetch it again")
+        return self._read(paths, files, first=cpus, most=max(4, 2 * cpus))
 
     def _read(
         self, paths: Sequence[Path], files: Sequence[File], *, first: int, most: int
     ) -> Fetch:
         self._sources = [FileSource(path) for path in paths]
         jobs = [
-            Job(piece, source, None)
+            Job(piece, source, None, head=piece.start == 0)
             for source, file in zip(self._sources, files, strict=True)
             for piece in file.pieces
         ]
@@ -61,29 +84,34 @@ class Prefetch:
                 except OSError:  # llama.cpp reads the file without our help
                     return
 
+    def wait_heads(self) -> None:
+        """Wait until the headers are proven, if they are to be; raises as ``wait``."""
+        if self._proof is not None:
+            self._proof.wait_heads()
+
     def wait(self) -> None:
         """Wait until every chunk is proven.
 
         Raises:
             IntegrityError: one differs.
         """
-        if self.fetch is not None:
-            self.fetch.wait()
+        if self._proof is not None:
+            self._proof.wait()
 
     def note(self, trace: Trace) -> None:
         """Add the proof's span to a trace."""
-        if self.fetch is not None:
-            trace.put("verify", self.fetch.first_proven_s, self.fetch.proven_s)
+        if self._proof is not None:
+            trace.put("verify", self._proof.first_proven_s, self._proof.proven_s)
 
     def close(self) -> None:
         """Stop reading ahead and close the files."""
         self._stopped = True
-        if self.fetch is not None:
-            self.fetch.close()
+        for fetch in (self._proof, self.reading):
+            if fetch is not None:
+                fetch.close()
         for source in self._sources:
             source.close()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
         for file in self._files:
             os.close(file)
 
@@ -104,6 +132,22 @@ def _samples_cached(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def latency_s(path: Path) -> float:
+    """How long the device takes to answer a small read past the page cache: the best of two."""
+    source = FileSource(path, direct=True)
+    try:
+        return min(_seconds(source, offset) for offset in (0, path.stat().st_size // 2))
+    finally:
+        source.close()
+
+
+def _seconds(source: FileSource, offset: int) -> float:
+    began = time.perf_counter()
+    for _ in source.stream(offset, offset + 1):
+        pass
+    return time.perf_counter() - began
 
 
 def _step(file: int) -> int:

@@ -8,6 +8,7 @@ from coldpress.serve.address import Address
 from coldpress.serve.http_ranges import HttpObject, MissingError
 from coldpress.serve.patience import Patience
 from coldpress.serve.pieces import Contents
+from coldpress.serve.place import INDEX_NAME
 
 _FIRST_HEADER_BYTES = 8 << 20
 _MAX_HEADER_BYTES = 256 << 20
@@ -29,7 +30,7 @@ def describe(address: Address, patience: Patience) -> Remote:
         IntegrityError: what it serves contradicts itself.
         InputError: it serves something else than a checkpoint or a GGUF.
     """
-    side = HttpObject(address.target(contents.INDEX_NAME), patience)
+    side = HttpObject(address.target(INDEX_NAME), patience)
     try:
         raw = side.whole(contents.MAX_INDEX_BYTES)
     except RemoteError as error:

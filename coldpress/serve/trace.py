@@ -56,6 +56,10 @@ class Trace:
             self._spans[name] = self._since_start(began_s), self._since_start(ended_s)
             self._marks.setdefault(name, self._spans[name][1])
 
+    def between(self, name: str, first: str, last: str) -> None:
+        """Note a span from one mark to another."""
+        self._spans[name] = self._marks[first], self._marks[last]
+
     @property
     def timeline(self) -> dict[str, tuple[float, float]]:
         """What has happened from when to when; what runs at the same time overlaps."""
