@@ -45,11 +45,11 @@ class Total:
 
 @dataclass(frozen=True)
 class Prefix:
-    """The state of a system prompt beside a checkpoint; of use where the CPU takes this variant."""
+    """The state of a system prompt beside a checkpoint; of use where the CPU takes these variants."""
 
     n_tokens: int
     size_bytes: int
-    cpu_variant: str
+    cpu_variants: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def _prefix(first: Path) -> Prefix | None:
     shipped = prefix.find(first)
     if shipped is None:
         return None
-    variant = str(shipped.key.get("cpu_variant"))
-    return Prefix(len(shipped.tokens), shipped.size_bytes, variant)
+    variants = tuple(str(cpu.get("variant")) for cpu in shipped.key.get("cpus", ()))
+    return Prefix(len(shipped.tokens), shipped.size_bytes, variants)
 
 
 def _entry(tensor: gguf_header.Tensor, record: dict[str, Any]) -> Entry:
@@ -227,7 +227,7 @@ def _layout_table(layout: Layout) -> "Table":
     table.add_row("chunks", f"{layout.n_chunks:,} of {layout.chunk_bytes:,} bytes")
     table.add_row("root sha256", layout.root_sha256)
     if prefix := layout.prefix:
-        what = f"{prefix.n_tokens:,} tokens, {prefix.size_bytes:,} bytes, for {prefix.cpu_variant}"
+        what = f"{prefix.n_tokens:,} tokens, {prefix.size_bytes:,} bytes, for {', '.join(prefix.cpu_variants)}"
         table.add_row("prefix", what)
     return table
 

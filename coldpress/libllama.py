@@ -70,6 +70,19 @@ def maps_only() -> bool:
     return all(lib.ggml_backend_dev_type(device) == _CPU for device in devices)
 
 
+def backends() -> list[Path]:
+    """The CPU backends that the wheel holds, one per instruction set; none in a native build."""
+    return sorted((library_dir().parent.parent / "bin").glob("libggml-cpu-*.so"))
+
+
+def register(backend: Path) -> bool:
+    """Take this CPU backend instead of the best one; before ``load``. False: this CPU cannot run it."""
+    lib = ggml()
+    lib.ggml_backend_load.restype = ctypes.c_void_p
+    lib.ggml_backend_load.argtypes = [ctypes.c_char_p]
+    return bool(lib.ggml_backend_load(str(backend).encode()))
+
+
 def ggml() -> ctypes.CDLL:
     """The ggml library that libllama links; what it depends on is reached through it too."""
     lib = library_dir()

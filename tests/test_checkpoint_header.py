@@ -165,6 +165,7 @@ def edited(old: bytes, new: bytes) -> bytes:
         (edited(b"\x20\0\0\0\0\0\0\0", b"\x21\0\0\0\0\0\0\0"), "rows of 33"),
         (edited(b"\x20\0\0\0\0\0\0\0", b"\0\0\0\0\0\0\0\x40"), "impossible shape"),
         (GOLDEN[:-8] + b"\x20" + bytes(7), "offset 32, expected 0"),
+        (GOLDEN[:-32] + bytes(4) + GOLDEN[-12:], "rows of 1,"),  # no dimensions; found by fuzzing
         (GOLDEN[:-12] + b"\x1f" + bytes(11), "unknown ggml type 31"),
     ],
 )  # fmt: skip

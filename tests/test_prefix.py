@@ -17,6 +17,7 @@ from coldpress import demo, inspect, libllama
 from coldpress.checkpoint import CheckpointOptions, checkpoint, verify
 from coldpress.errors import InputError, IntegrityError, UnsupportedModelError
 from coldpress.package import prefix as build
+from coldpress.package import prefix_state
 from coldpress.serve import chat, prefix
 from coldpress.serve.engine import Engine, EngineOptions
 from coldpress.serve.generation import Delta, Event, Generation
@@ -159,24 +160,46 @@ def test_where_a_cut_shows_the_state_ends_at_a_whole_chunk(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = prompt(model, "")[:300]
-    assert build._evaluate(model, tokens).n_tokens == 300
-    monkeypatch.setattr(build, "_cut_is_invisible", lambda _model, _tokens: False)
-    assert build._evaluate(model, tokens).n_tokens == 256
+    assert prefix_state.evaluate(model, tokens).n_tokens == 300
+    monkeypatch.setattr(prefix_state, "_cut_is_invisible", lambda *_given: False)
+    assert prefix_state.evaluate(model, tokens).n_tokens == 256
     with pytest.raises(InputError, match="has 100 tokens"):
-        build._evaluate(model, tokens[:100])
+        prefix_state.evaluate(model, tokens[:100])
 
 
 def test_a_cut_that_shows_is_seen(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = prompt(model, "")[:300]
-    assert build._cut_is_invisible(model, tokens)
-    honest = build._read
+    honest = prefix_state._Reader.read
 
-    def tipping(model: Model, tokens: list[int], ends: list[int]) -> tuple[bytes, bytes]:
-        state, logits = honest(model, tokens, ends)
+    def tipping(reader: Any, ends: list[int]) -> tuple[bytes, bytes]:
+        state, logits = honest(reader, ends)
         return (state[:-1] + b"!", logits) if 300 in ends else (state, logits)
 
-    monkeypatch.setattr(build, "_read", tipping)
-    assert not build._cut_is_invisible(model, tokens)
+    monkeypatch.setattr(prefix_state._Reader, "read", tipping)
+    assert prefix_state.evaluate(model, tokens).n_tokens == 256
+
+
+def test_the_builder_reads_as_the_engine_does(model: Model) -> None:
+    for count in (20, 128, 300):
+        tokens = prompt(model, "")[:count]
+        assert prefix_state.evaluate(model, tokens).data == read(model, tokens)[0]
+
+
+def test_the_backends_that_are_listed_have_the_same_bits(bare: Path, shipped: Path) -> None:
+    found = prefix.find(shipped / "model.gguf")
+    assert found is not None
+    listed = [cpu["variant"] for cpu in found.key["cpus"]]
+    assert listed[0] == libllama.cpu_variant()
+    state = hashlib.sha256((shipped / prefix.STATE_NAME).read_bytes()).hexdigest()
+    assert state == found.kv_sha256
+    whole = prefix_state.State(len(found.tokens), (shipped / prefix.STATE_NAME).read_bytes())
+    # SSE has no fused multiply-add: its bits are others, and it is not listed.
+    old = next((path for path in libllama.backends() if path.stem.endswith("-sse42")), None)
+    if old is None:
+        pytest.skip("a native build has one backend")
+    assert "sse42" not in listed
+    tried = build._try(old, bare / "model.gguf", found.tokens)
+    assert tried["cpu"]["variant"] == "sse42" and tried["digest"] != whole.digest
 
 
 class Served:
@@ -294,8 +317,6 @@ def test_a_damaged_state_is_not_used_and_one_line_says_why(
         ("template_sha256", "0" * 64),
         ("context", {"type_k": 8}),
         ("llama_cpp", "0.0.1"),
-        ("cpu_variant", "sse42"),
-        ("cpu_features", "none"),
         ("libc", "musl"),
         ("unheard_of", 1),
     ],
@@ -305,6 +326,13 @@ def test_a_key_that_differs_is_named(copy: Path, model: Model, name: str, value:
     assert found is not None and found.mismatch(model) is None
     found.key[name] = value
     assert str(found.mismatch(model)).startswith(f"{name} is ")
+
+
+def test_a_cpu_that_is_not_listed_is_named(copy: Path, model: Model) -> None:
+    found = prefix.find(copy / "model.gguf")
+    assert found is not None
+    found.key["cpus"] = [{**cpu, "features": "none"} for cpu in found.key["cpus"]]
+    assert "the prefix is for" in str(found.mismatch(model))
 
 
 def test_a_prefix_of_another_model_is_not_used(

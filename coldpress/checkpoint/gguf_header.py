@@ -239,8 +239,9 @@ def _read_tensor(cursor: Cursor) -> Tensor:
     kind = GGML_TYPES.get(type_id)
     if kind is None:
         raise bad(cursor.where, f"{name} has unknown ggml type {type_id}")
-    if (shape[0] if shape else 1) % kind.block:
-        raise bad(cursor.where, f"{name} has rows of {shape[0]}, {kind.name} needs {kind.block}")
+    row = shape[0] if shape else 1
+    if row % kind.block:
+        raise bad(cursor.where, f"{name} has rows of {row}, {kind.name} needs {kind.block}")
     # The factors are bounded one by one: a zero must not hide an absurd dimension.
     if math.prod(max(dim, 1) for dim in shape) * kind.block_bytes > _MAX_BYTES:
         raise bad(cursor.where, f"{name} has the impossible shape {shape}")

@@ -1,24 +1,31 @@
 """Evaluate a system prompt once, as the runtime would, and write its KV state with its key.
 
-The engine reads a prompt in chunks of 128 tokens, the state ends where the system prompt ends. That a
-chunk cut there has the same bits is a property of the kernels, of this model's types on this CPU; so it
-is not assumed but tried here, on the prompt itself, and where a bit differs the state ends at a
-multiple of 128.
+An image runs on CPUs that are not this one. Kernels of another instruction set may round otherwise,
+so each backend that this CPU can run evaluates the prompt too, and the key lists those whose state
+has the same bits: with quantized weights, usually all that have AVX-512.
 """
 
 import hashlib
+import json
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from coldpress.errors import InputError, UnsupportedModelError
+from coldpress import libllama, tools
+from coldpress.errors import InputError, ToolError, UnsupportedModelError
+from coldpress.package import prefix_state
+from coldpress.package.prefix_state import State
 from coldpress.serve import chat, prefix
 from coldpress.serve.mapping import load
-from coldpress.serve.model import CHUNK_TOKENS, Context, Model
+from coldpress.serve.model import CHUNK_TOKENS, Model
 from coldpress.serve.place import shards
 from coldpress.serve.protocol import ApiError
-from coldpress.serve.threads import usable_cpus
 
 _MAX_BYTES = 4 << 20
+_SHORT_TOKENS = 40
+_TIMEOUT_S = 3600
 # What users write begins differently; what these prompts have in common is the prefix.
 _PROBES = ("0", "the", "é", "\n")
 
@@ -73,13 +80,13 @@ def build(gguf: Path, system_prompt: str, folder: Path) -> Prefix:
             f"{model.context_tokens}",
             "shorten it",
         )
-    state = _evaluate(model, tokens)
+    state = prefix_state.evaluate(model, tokens)
     shipped = prefix.Shipped(
         system_prompt=system_prompt,
         tokens=tokens[: state.n_tokens],
         size_bytes=len(state.data),
         kv_sha256=hashlib.sha256(state.data).hexdigest(),
-        key=prefix.key(model),
+        key=prefix.key(model) | {"cpus": _cpus(gguf, tokens, model, state)},
     )
     (folder / prefix.STATE_NAME).write_bytes(state.data)
     (folder / prefix.KEY_NAME).write_bytes(shipped.encode())
@@ -107,54 +114,30 @@ def _common_tokens(model: Model, system_prompt: str) -> list[int]:
     return prompts[0][:count]
 
 
-@dataclass(frozen=True)
-class _State:
-    n_tokens: int
-    data: bytes
+def _cpus(gguf: Path, tokens: list[int], model: Model, state: State) -> list[dict[str, str]]:
+    """The CPU backends, ours first, that give the same state bit for bit, tried on this CPU."""
+    found = [prefix.cpu()]
+    short = tokens[:_SHORT_TOKENS]
+    expected = prefix_state.evaluate(model, short).digest
+    for backend in libllama.backends():
+        if backend.stem.endswith(f"-{found[0]['variant']}"):
+            continue
+        # Most that differ do so at once, and the old instruction sets are slow.
+        if _try(backend, gguf, short).get("digest") == expected:
+            tried = _try(backend, gguf, tokens)
+            found += [tried["cpu"]] if tried.get("digest") == state.digest else []
+    return found
 
 
-def _evaluate(model: Model, tokens: list[int]) -> _State:
-    """The state of as many of the tokens as can be kept without changing a bit of what follows.
-
-    Raises:
-        InputError: of none.
-    """
-    count = len(tokens)
-    if count % CHUNK_TOKENS < prefix.MIN_ROWS or not _cut_is_invisible(model, tokens):
-        count -= count % CHUNK_TOKENS
-    if count == 0:
-        raise InputError(
-            f"the system prompt has {len(tokens)} tokens", "too few to keep; leave it out"
-        )
-    whole = list(range(CHUNK_TOKENS, count, CHUNK_TOKENS))
-    return _State(count, _read(model, tokens[:count], [*whole, count])[0])
-
-
-def _cut_is_invisible(model: Model, tokens: list[int]) -> bool:
-    """Whether chunks as the engine cuts them after the tokens have the bits of whole ones.
-
-    It cuts at the end of the tokens, or a few before it; and goes on to the chunk's end or past it.
-    """
-    count = len(tokens)
-    border = count + CHUNK_TOKENS - count % CHUNK_TOKENS
-    end = border + prefix.MIN_ROWS
-    filled = (tokens * (end // count + 1))[:end]
-    whole = [*range(CHUNK_TOKENS, border, CHUNK_TOKENS)]
-    late = border - prefix.MIN_ROWS
-    expected = _read(model, filled, [*whole, border, end])
-    others = ([min(count, late), border, end], [late, border, end], [count, end])
-    return all(_read(model, filled, [*whole, *cuts]) == expected for cuts in others)
-
-
-def _read(model: Model, tokens: list[int], ends: list[int]) -> tuple[bytes, bytes]:
-    """Read tokens in chunks that end at ``ends``; the KV state and the last logits."""
-    context = Context(model, cells=len(tokens), sequences=1, threads=usable_cpus())
-    try:
-        start = row = 0
-        for end in ends:
-            row = context.add(tokens[start:end], start, 0, wanted=end == ends[-1])
-            context.decode()
-            start = end
-        return context.state(0), context.logits(row)
-    finally:
-        context.close()
+def _try(backend: Path, gguf: Path, tokens: list[int]) -> dict[str, Any]:
+    """What a backend makes of the tokens; nothing where it does not run on this CPU."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(tokens, file)
+        file.flush()
+        worker = [sys.executable, "-m", "coldpress.package.prefix_worker"]
+        try:
+            said = tools.run([*worker, backend, gguf, file.name], timeout_s=_TIMEOUT_S)
+        except ToolError:
+            return {}
+    found: dict[str, Any] = json.loads(said)
+    return found

@@ -71,14 +71,24 @@ class Shipped:
     def mismatch(self, model: Model) -> str | None:
         """Why the state is not what this model would compute here; None if it is."""
         now = key(model)
-        for name in sorted(now.keys() | self.key.keys()):
+        here, made_for = cpu(), self.key.get("cpus", [])
+        if here not in made_for:
+            kinds = ", ".join(str(each.get("variant")) for each in made_for)
+            return f"the CPU takes {here['variant']}, the prefix is for {kinds}"
+        for name in sorted(now.keys() | self.key.keys() - {"cpus"}):
             if now.get(name) != self.key.get(name):
                 return f"{name} is {_short(now.get(name))}, the prefix has {_short(self.key.get(name))}"
         return None
 
 
+def cpu() -> dict[str, str]:
+    """The CPU backend in use: kernels of other instruction sets may round otherwise."""
+    features = libllama.load().llama_print_system_info().decode(errors="replace").strip()
+    return {"variant": libllama.cpu_variant(), "features": features}
+
+
 def key(model: Model) -> dict[str, Any]:
-    """Everything that the bits of a KV state depend on, beside its tokens.
+    """Everything that the bits of a KV state depend on, beside its tokens and the CPU.
 
     The number of cells, of sequences and of threads is not in it: they change no bit (a test
     shows it). The C library is, because ggml takes sines and exponentials from it.
@@ -90,8 +100,6 @@ def key(model: Model) -> dict[str, Any]:
         "template_sha256": hashlib.sha256(template).hexdigest(),
         "context": model.context_options(),
         "llama_cpp": model.lib.__version__,
-        "cpu_variant": libllama.cpu_variant(),
-        "cpu_features": model.lib.llama_print_system_info().decode(errors="replace").strip(),
         "libc": os.confstr("CS_GNU_LIBC_VERSION"),
     }
 
