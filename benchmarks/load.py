@@ -329,7 +329,7 @@ def main() -> None:
             "repeats": asked.repeats,
             **measures[part](bench, asked.repeats),
         }
-        report["headline"] = headline(report)
+        report["headline"] = {**report.get("headline", {}), **headline(report)}
         # Keys of fio's depths become text in JSON: written now, they are read the same later.
         report = json.loads(json.dumps(report))
         asked.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

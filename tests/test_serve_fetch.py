@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coldpress.errors import ColdpressError, InputError, IntegrityError, RemoteError
+from coldpress.errors import ColdpressError, InputError, IntegrityError, RemoteError, TooLargeError
 from coldpress.serve import loader
 from coldpress.serve.fetch import Tuner
 from coldpress.serve.trace import Trace
@@ -183,6 +183,25 @@ def test_an_index_that_cannot_be_one_is_refused(checkpoint: Path, tmp_path: Path
         (tmp_path / "model.index.json").write_text(wrong)
         with serving(tmp_path) as (address, _), pytest.raises(IntegrityError, match="damaged"):
             loading.logits(address)
+
+
+@pytest.mark.parametrize("kind", ["drop", "stall", "drip", "garbage", "503", "gzip"])
+def test_an_index_is_asked_for_again(served: Served, expected: bytes, kind: str) -> None:
+    address, state = served
+    state.faults = [Fault(kind, name="model.index.json")]
+    assert loading.logits(address) == expected
+    state.faults = [Fault(kind, name="model.index.json", times=FOREVER)]
+    with pytest.raises(RemoteError, match=r"model\.index\.json failed 3 times"):
+        loading.logits(address)
+
+
+def test_no_memory_is_named(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_file: int, _data: bytes, _position: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("coldpress.serve.fetch.os.pwrite", full)
+    with pytest.raises(TooLargeError, match="does not fit into memory: No space left"):
+        loading.logits(served[0])
 
 
 def test_an_endless_index_is_not_read(
