@@ -16,7 +16,13 @@ from coldpress import libllama, tools, untar
 from coldpress.cache import cache_dir
 from coldpress.errors import ToolError
 
-PROGRAMS = ("llama-perplexity", "llama-quantize", "llama-imatrix", "llama-completion")
+PROGRAMS = (
+    "llama-perplexity",
+    "llama-quantize",
+    "llama-imatrix",
+    "llama-completion",
+    "llama-gguf-split",
+)
 _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -34,7 +40,8 @@ def peers() -> Path:
     """
     version = libllama.version()
     folder = cache_dir() / "peers" / version
-    if all((folder / program).is_file() for program in PROGRAMS):
+    missing = [program for program in PROGRAMS if not (folder / program).is_file()]
+    if not missing:
         return folder
     sdist = cache_dir() / "sdist" / f"llama_cpp_python-{version}.tar.gz"
     if not sdist.is_file():
@@ -43,7 +50,7 @@ def peers() -> Path:
         with tarfile.open(sdist) as archive:
             untar.regular_files(archive, Path(scratch), max_bytes=1 << 30, max_files=20_000)
         source = Path(scratch) / f"llama_cpp_python-{version}" / "vendor" / "llama.cpp"
-        _build(source, Path(scratch) / "build", folder)
+        _build(source, Path(scratch) / "build", missing, folder)
     return folder
 
 
@@ -62,21 +69,16 @@ def perplexity(gguf: Path, text: Path, *options: str | int) -> tuple[float, floa
     raise ToolError(f"llama-perplexity gives no figure for {gguf}: {done.stderr[-500:]}")
 
 
-def _build(source: Path, build: Path, folder: Path) -> None:
+def _build(source: Path, build: Path, programs: list[str], folder: Path) -> None:
     cmake = tools.find("cmake", "install cmake and a C++ compiler")
     tools.run([cmake, "-S", source, "-B", build, *_OPTIONS], timeout_s=600)
     jobs = str((os.cpu_count() or 1) + 1)
-    tools.run(
-        [cmake, "--build", build, "-j", jobs, "--target", *PROGRAMS],
-        timeout_s=3600,
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for program in PROGRAMS:
-        shutil.copy2(build / "bin" / program, partial / program)
-    partial.rename(folder)
+    tools.run([cmake, "--build", build, "-j", jobs, "--target", *programs], timeout_s=3600)
+    folder.mkdir(parents=True, exist_ok=True)
+    for program in programs:
+        partial = folder / f"{program}.partial"
+        shutil.copy2(build / "bin" / program, partial)
+        partial.rename(folder / program)
 
 
 if __name__ == "__main__":

@@ -279,30 +279,62 @@ def gate(
 
 @app.command()
 def checkpoint(
-    gguf: Annotated[Path, typer.Argument(help="a GGUF, or the folder that quantize wrote")],
+    gguf: Annotated[Path, typer.Argument(help="a GGUF, a first shard, or a folder with either")],
     out: Out,
+    shards: Annotated[int | None, typer.Option(help="files; the first: metadata alone")] = None,
+    shard_size: Annotated[str | None, typer.Option(help="most data per shard: 2GB")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="the way back: one plain GGUF")] = False,
     json_: Json = False,
 ) -> None:
-    """Lay a GGUF out for a cold start, with a digest per chunk."""
+    """Lay a GGUF out for a cold start, with a digest per chunk; or undo it."""
     from coldpress import checkpoint as stage
+    from coldpress.quantize.budget import parse_size
 
-    _print(stage.checkpoint(gguf, out, stage.CheckpointOptions()), json_)
+    if plain and (shards is not None or shard_size is not None):
+        raise UsageError("a plain GGUF is one file", "leave --plain or the shards out")
+    if plain:
+        _print(stage.plain(gguf, out), json_)
+        return
+    size = None if shard_size is None else parse_size(shard_size)
+    options = stage.CheckpointOptions(shards=shards, shard_bytes=size)
+    _print(stage.checkpoint(gguf, out, options), json_)
+
+
+@app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="a folder with safetensors files")],
+    json_: Json = False,
+) -> None:
+    """Write a digest per chunk beside safetensors files, which stay as they are."""
+    from coldpress.checkpoint.safetensors_folder import index_folder
+
+    _print(index_folder(folder), json_)
 
 
 @app.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="a checkpoint or any artifact folder")],
+    chunk: Annotated[
+        list[str] | None, typer.Option(help="a chunk or a range, 7 or 0-5; repeatable")
+    ] = None,
+    tensor: Annotated[list[str] | None, typer.Option(help="a tensor's name; repeatable")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="default: one per CPU")] = None,
     json_: Json = False,
 ) -> None:
-    """Check every byte of a checkpoint; name the chunk that differs."""
+    """Check a checkpoint, all or some chunks; name what differs."""
     from coldpress import artifact
     from coldpress import checkpoint as stage
+    from coldpress.checkpoint.safetensors_folder import is_safetensors, verify_folder
 
     if (path / artifact.MANIFEST).is_file() and artifact.read(path).stage != "checkpoint":
+        if chunk or tensor:
+            raise UsageError(f"{path} has no chunks", "only checkpoints have; leave --chunk out")
         artifact.verify(path)
         _print({"path": str(path), "verified": True}, json_, f"{path}: every file is intact")
         return
-    _print(stage.verify(path), json_)
+    numbers = None if chunk is None else [n for text in chunk for n in stage.parse_chunks(text)]
+    check = verify_folder if is_safetensors(path) else stage.verify
+    _print(check(path, numbers=numbers, tensors=tensor, threads=threads), json_)
 
 
 @app.command()
@@ -314,6 +346,9 @@ def package(
         str, typer.Option(help="debian, an OCI layout or archive, a reference")
     ] = "debian",
     limit_bytes: Annotated[int | None, typer.Option(help="largest unpacked size")] = None,
+    system_prompt: Annotated[
+        Path | None, typer.Option(help="text file: read now, so that no instance has to")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Build the image and the deployment files of a platform."""
@@ -323,6 +358,7 @@ def package(
     options = stage.PackageOptions(
         target=target,  # type: ignore[arg-type]  # checked by the options themselves
         base=base,
+        system_prompt=str(system_prompt) if system_prompt else None,
         **limit,
     )
     _print(stage.package(checkpoint, out, options), json_)
@@ -341,15 +377,21 @@ def serve(context: typer.Context) -> None:
 
 @app.command()
 def ask(
-    checkpoint: Annotated[Path, typer.Argument(help="folder that checkpoint wrote")],
+    checkpoint: Annotated[str, typer.Argument(help="folder that checkpoint wrote, or its address")],
     prompt: Annotated[str, typer.Argument(help="what to ask")],
     out: Out,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="draw what the start consisted of")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Start the runtime cold, ask it one question, time it."""
     from coldpress.serve import ask as stage
+    from coldpress.serve import timeline
 
     answer = stage.ask(checkpoint, out, stage.AskOptions(prompt=prompt))
+    if trace:
+        print(timeline.draw(answer.timeline), file=sys.stderr)
     _print(answer, json_, answer.text)
 
 

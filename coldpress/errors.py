@@ -13,10 +13,13 @@
     ├── IntegrityError         15   fetch or build the artifact again
     ├── TooLargeError          16   choose a smaller model or another target
     ├── PortInUseError         17   choose another port
-    └── PromptTooLongError     18   shorten the prompt or raise the context
+    ├── PromptTooLongError     18   shorten the prompt or raise the context
+    └── RemoteError            19   check the address, the token or the network
 
 The command line prints two lines and exits with the number; see ``cli.main``.
 """
+
+_MAX_CHARACTERS = 1000
 
 
 class ColdpressError(Exception):
@@ -30,9 +33,15 @@ class ColdpressError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = _one_line(message)
+        super().__init__(self.message)
         self.hint = hint
+
+
+def _one_line(message: str) -> str:
+    """Names come out of files: what would move a terminal's cursor is written as an escape."""
+    shown = message if len(message) <= _MAX_CHARACTERS else f"{message[: _MAX_CHARACTERS - 1]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 class UsageError(ColdpressError):
@@ -111,3 +120,9 @@ class PromptTooLongError(ColdpressError):
     """The prompt does not fit into the model's context."""
 
     exit_code = 18
+
+
+class RemoteError(ColdpressError):
+    """A server does not give what was asked for: missing, forbidden, out of reach, or misbehaving."""
+
+    exit_code = 19

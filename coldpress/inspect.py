@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coldpress.checkpoint import gguf_header
-from coldpress.checkpoint.stage import locate
+from coldpress.checkpoint import chunks, fields, gguf_header, source
 from coldpress.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,8 +44,33 @@ class Total:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """The state of a system prompt beside a checkpoint; of use where the CPU takes these variants."""
+
+    n_tokens: int
+    size_bytes: int
+    cpu_variants: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint is laid out: its format, its files and the root over all their chunks."""
+
+    format_version: int
+    alignment: int
+    chunk_bytes: int
+    n_chunks: int
+    root_sha256: str
+    files: tuple[str, ...]
+    prefix: Prefix | None
+
+
+@dataclass(frozen=True)
 class Inspected:
-    """A file: ``size_bytes`` is all of it; ``bits_per_weight`` counts the tensors' bytes."""
+    """A model: ``size_bytes`` is of all its files; ``bits_per_weight`` counts the tensors' bytes.
+
+    ``layout`` is None for a GGUF that is no checkpoint.
+    """
 
     path: str
     size_bytes: int
@@ -54,35 +78,65 @@ class Inspected:
     bits_per_weight: float
     tensors: tuple[Entry, ...]
     types: tuple[Total, ...]
+    layout: Layout | None
 
 
-def inspect(source: Path) -> Inspected:
+def inspect(path: Path) -> Inspected:
     """Read a GGUF's header and, beside it, the ``tensors.json`` of an artifact of quantize.
 
     Args:
-        source: a GGUF file, or a folder with ``model.gguf``.
+        path: a GGUF file, a first shard, or a folder with either.
 
     Raises:
-        InputError: there is no GGUF, or the records are not this file's.
+        InputError: there is no GGUF, a shard is missing, or the records are not this file's.
+        IntegrityError: a checkpoint's digests contradict one another.
     """
-    path = locate(source)
-    header = gguf_header.read(path)
-    records = _records(path.with_name(_RECORDS))
-    entries = tuple(_entry(tensor, records.get(tensor.name, {})) for tensor in header.tensors)
+    model = source.read(path)
+    first = model.paths[0]
+    records = _records(first.with_name(_RECORDS))
+    entries = tuple(_entry(tensor, records.get(tensor.name, {})) for tensor in model.tensors)
     if records and any(records.get(e.name, {}).get("type") != e.type for e in entries):
         raise InputError(
-            f"{path.with_name(_RECORDS)} is of another file than {path}", "quantize it again"
+            f"{first.with_name(_RECORDS)} is of another file than {first}", "quantize it again"
         )
     n_weights = sum(math.prod(entry.shape) for entry in entries)
     stored = sum(entry.size_bytes for entry in entries)
     return Inspected(
-        path=str(path),
-        size_bytes=path.stat().st_size,
+        path=str(first),
+        size_bytes=sum(each.stat().st_size for each in model.paths),
         n_weights=n_weights,
         bits_per_weight=_bits(stored, n_weights),
         tensors=entries,
         types=_totals(entries),
+        layout=_layout(model.paths),
     )
+
+
+def _layout(paths: Iterable[Path]) -> Layout | None:
+    """What the headers of a checkpoint's files say of them."""
+    files = [(path, gguf_header.read(path)) for path in paths]
+    if files[0][1].field("coldpress.format_version") is None:
+        return None
+    read = [fields.digests(header, str(path)) for path, header in files]
+    return Layout(
+        format_version=fields.FORMAT_VERSION,
+        alignment=files[-1][1].alignment,  # a first shard has no tensors to align
+        chunk_bytes=read[0].chunk_bytes,
+        n_chunks=sum(len(each.chunk_sha256) for each in read),
+        root_sha256=chunks.root(digest for each in read for digest in each.chunk_sha256),
+        files=tuple(path.name for path, _ in files),
+        prefix=_prefix(files[0][0]),
+    )
+
+
+def _prefix(first: Path) -> Prefix | None:
+    from coldpress.serve import prefix
+
+    shipped = prefix.find(first)
+    if shipped is None:
+        return None
+    variants = tuple(str(cpu.get("variant")) for cpu in shipped.key.get("cpus", ()))
+    return Prefix(len(shipped.tokens), shipped.size_bytes, variants)
 
 
 def _entry(tensor: gguf_header.Tensor, record: dict[str, Any]) -> Entry:
@@ -134,6 +188,8 @@ def show(inspected: Inspected) -> None:
         console.width = 120  # Not the 80 of a pipe, which would cut names off.
     console.print(_tensor_table(inspected.tensors))
     console.print(_type_table(inspected))
+    if inspected.layout:
+        console.print(_layout_table(inspected.layout))
 
 
 def _tensor_table(entries: Iterable[Entry]) -> "Table":
@@ -160,6 +216,19 @@ def _type_table(inspected: Inspected) -> "Table":
         table.add_row(total.type, *(f"{n:,}" for n in numbers), f"{total.bits_per_weight:.2f}")
     sums = (len(inspected.tensors), inspected.n_weights, inspected.size_bytes)
     table.add_row("the file", *(f"{n:,}" for n in sums), f"{inspected.bits_per_weight:.2f}")
+    return table
+
+
+def _layout_table(layout: Layout) -> "Table":
+    table = _table("checkpoint", "")
+    table.add_row("format", str(layout.format_version))
+    table.add_row("files", ", ".join(layout.files))
+    table.add_row("alignment", f"{layout.alignment:,} bytes")
+    table.add_row("chunks", f"{layout.n_chunks:,} of {layout.chunk_bytes:,} bytes")
+    table.add_row("root sha256", layout.root_sha256)
+    if prefix := layout.prefix:
+        what = f"{prefix.n_tokens:,} tokens, {prefix.size_bytes:,} bytes, for {', '.join(prefix.cpu_variants)}"
+        table.add_row("prefix", what)
     return table
 
 

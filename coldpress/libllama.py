@@ -14,6 +14,8 @@ from typing import Any
 
 from coldpress.errors import ToolError
 
+_CPU = 0
+"""``GGML_BACKEND_DEVICE_TYPE_CPU``"""
 _VARIANT = re.compile(r"libggml-cpu-(\w+)\.so")
 
 
@@ -54,6 +56,31 @@ def cpu_variant() -> str:
     with Path("/proc/self/maps").open() as maps:
         found = {match[1] for line in maps if (match := _VARIANT.search(line))}
     return ",".join(sorted(found)) or "native"
+
+
+def maps_only() -> bool:
+    """Whether loading with mmap leaves all weights where they are: no device wants a copy of its own."""
+    load()
+    lib = ggml()
+    lib.ggml_backend_dev_count.restype = ctypes.c_size_t
+    lib.ggml_backend_dev_get.restype = ctypes.c_void_p
+    lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    lib.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    devices = map(lib.ggml_backend_dev_get, range(lib.ggml_backend_dev_count()))
+    return all(lib.ggml_backend_dev_type(device) == _CPU for device in devices)
+
+
+def backends() -> list[Path]:
+    """The CPU backends that the wheel holds, one per instruction set; none in a native build."""
+    return sorted((library_dir().parent.parent / "bin").glob("libggml-cpu-*.so"))
+
+
+def register(backend: Path) -> bool:
+    """Take this CPU backend instead of the best one; before ``load``. False: this CPU cannot run it."""
+    lib = ggml()
+    lib.ggml_backend_load.restype = ctypes.c_void_p
+    lib.ggml_backend_load.argtypes = [ctypes.c_char_p]
+    return bool(lib.ggml_backend_load(str(backend).encode()))
 
 
 def ggml() -> ctypes.CDLL:

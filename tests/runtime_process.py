@@ -15,7 +15,7 @@ from typing import Any
 class RuntimeProcess:
     """``python -m coldpress.serve``; stop it with ``stop``."""
 
-    def __init__(self, checkpoint: Path, *arguments: str, **env: str) -> None:
+    def __init__(self, checkpoint: Path | str, *arguments: str, **env: str) -> None:
         argv = [sys.executable, "-m", "coldpress.serve", str(checkpoint), "--threads", "1"]
         self.process = subprocess.Popen(
             [*argv, *arguments], stderr=subprocess.PIPE, env={**os.environ, **env}, text=True
@@ -29,8 +29,9 @@ class RuntimeProcess:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
-            if line.startswith("{"):
-                self._events.put(json.loads(line))
+            # How the model was loaded may be said before or after "listening".
+            if line.startswith("{") and (event := json.loads(line))["event"] != "loader":
+                self._events.put(event)
 
     def event(self, name: str) -> dict[str, Any]:
         """The next event, which must be ``name``."""
@@ -53,7 +54,7 @@ class RuntimeProcess:
 
 
 @contextmanager
-def running(checkpoint: Path, *arguments: str, **env: str) -> Iterator[RuntimeProcess]:
+def running(checkpoint: Path | str, *arguments: str, **env: str) -> Iterator[RuntimeProcess]:
     """A process that is stopped at the end."""
     process = RuntimeProcess(checkpoint, *arguments, **env)
     try:

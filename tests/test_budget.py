@@ -19,7 +19,7 @@ from coldpress.quantize.fit import fit
 from coldpress.quantize.layout import predict_size, tensor_bytes
 from coldpress.quantize.source import is_quantizable, open_gguf
 from coldpress.quantize.types import TYPES
-from coldpress.serve import loader
+from coldpress.serve import mapping
 from coldpress.serve.model import Context
 from tests import tiny_gguf
 
@@ -171,10 +171,10 @@ def llama_buffers(path: Path, context: int, sequences: int) -> dict[str, float]:
     lib, lines = libllama.load(), []
     callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
     log = callback(lambda _level, text, _data: lines.append(text.decode()))
-    model = loader.load(path)
+    model = mapping.load([path], str(path))
     lib.llama_log_set(log, None)
     try:
-        Context(model, cells=context, sequences=sequences, batch_tokens=128, threads=1).close()
+        Context(model, cells=context, sequences=sequences, threads=1).close()
     finally:
         libllama._silence(lib)
     found = re.findall(r"(KV|compute|output) +buffer size = +([\d.]+) MiB", "\n".join(lines))

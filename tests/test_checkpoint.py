@@ -147,7 +147,7 @@ def test_the_index_gives_every_tensors_bytes(plain: Path, made: Path) -> None:
     for tensor in gguf.GGUFReader(plain).tensors:
         place = index["tensors"][tensor.name]
         assert raw[place["offset"] :][: place["size_bytes"]] == tensor.data.tobytes()
-    assert index["sha256"] == artifact.sha256_file(made / "model.gguf")
+    assert index["files"][0]["sha256"] == artifact.sha256_file(made / "model.gguf")
 
 
 def test_equal_input_gives_equal_bytes_and_a_checkpoint_of_a_checkpoint_is_itself(
@@ -173,8 +173,9 @@ def test_a_flipped_byte_in_any_chunk_is_named(copy: Path, indexed: bool) -> None
     index = json.loads((copy / "model.index.json").read_text())
     if not indexed:
         (copy / "model.index.json").unlink()
-    for number in range(len(index["chunk_sha256"])):
-        at = index["data_offset"] + number * index["chunk_bytes"] + 17
+    file = index["files"][0]
+    for number in range(len(file["chunk_sha256"])):
+        at = file["data_offset"] + number * index["chunk_bytes"] + 17
         flip(copy / "model.gguf", at)
         with pytest.raises(IntegrityError, match=rf"chunk {number} of") as caught:
             verify(copy)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldpress.checkpoint import gguf_header
+from coldpress.checkpoint import gguf_header, gguf_values
 from coldpress.checkpoint.ggml_types import GGML_TYPES
 from coldpress.checkpoint.gguf_header import Field, Header, Tensor
 from coldpress.errors import InputError
@@ -75,7 +75,7 @@ SCALARS = st.one_of(
     st.integers(0, 2**32 - 1).map(lambda n: (4, struct.pack("<I", n))),
     st.floats(width=32).map(lambda x: (6, struct.pack("<f", x))),
     st.booleans().map(lambda b: (7, struct.pack("<?", b))),
-    st.text(max_size=20).map(lambda text: (8, gguf_header.encode_string(text))),
+    st.text(max_size=20).map(lambda text: (8, gguf_values.encode_string(text))),
     st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5).map(
         lambda items: (9, struct.pack(f"<IQ{len(items)}i", 5, len(items), *items))
     ),
@@ -165,6 +165,7 @@ def edited(old: bytes, new: bytes) -> bytes:
         (edited(b"\x20\0\0\0\0\0\0\0", b"\x21\0\0\0\0\0\0\0"), "rows of 33"),
         (edited(b"\x20\0\0\0\0\0\0\0", b"\0\0\0\0\0\0\0\x40"), "impossible shape"),
         (GOLDEN[:-8] + b"\x20" + bytes(7), "offset 32, expected 0"),
+        (GOLDEN[:-32] + bytes(4) + GOLDEN[-12:], "rows of 1,"),  # no dimensions; found by fuzzing
         (GOLDEN[:-12] + b"\x1f" + bytes(11), "unknown ggml type 31"),
     ],
 )  # fmt: skip

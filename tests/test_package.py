@@ -199,6 +199,6 @@ def test_options_are_checked() -> None:
 
 
 def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no model\.gguf"):
+    with pytest.raises(InputError, match=r"has no model\.index\.json"):
         package(tmp_path, tmp_path / "out", PackageOptions(target="lambda"))
     assert not (tmp_path / "out").exists()

@@ -7,8 +7,10 @@ import pytest
 
 from coldpress import artifact
 from coldpress.errors import InputError, PromptTooLongError, ToolError, UsageError
+from coldpress.serve import timeline
 from coldpress.serve.ask import AskOptions, ask, plan
-from tests import tiny_gguf
+from tests import loading, tiny_gguf
+from tests.range_server import serving
 
 OPTIONS = AskOptions("the sea", max_tokens=20, threads=1)
 
@@ -22,10 +24,35 @@ def test_an_answer_is_an_artifact(tmp_path: Path) -> None:
     trace = answer.trace_s
     assert 0 < trace["first_token_s"] <= answer.cold_start_to_first_token_s + 0.02 < 30
     assert answer.tok_per_s > 0
-    assert json.loads((out / "answer.json").read_text()) == {**vars(answer), "path": str(out)}
+    plain = json.loads(json.dumps(vars(answer)))
+    assert json.loads((out / "answer.json").read_text()) == {**plain, "path": str(out)}
+    assert list(answer.timeline) == ["import", "load", "context", "first_token"]
     artifact.verify(out)
     assert artifact.is_current(out, "serve", *plan(model, out, OPTIONS))
     assert ask(model, out, OPTIONS).text == answer.text
+
+
+def test_an_address_is_asked_like_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLDPRESS_CACHE_BYTES", "0")
+    folder = loading.made(tmp_path / "checkpoint")
+    here = ask(folder, tmp_path / "here", OPTIONS)
+    with serving(folder) as (address, _):
+        there = ask(f"{address}/?signature=secret", tmp_path / "there", OPTIONS)
+    assert there.text == here.text
+    assert {"fetch", "verify"} <= set(there.timeline)
+    recorded = "".join(path.read_text() for path in (tmp_path / "there").iterdir())
+    assert "secret" not in recorded
+    assert address in recorded
+
+
+def test_a_timeline_is_drawn() -> None:
+    spans = {"import": (0.0, 0.5), "fetch": (0.25, 1.0), "context": (0.999, 1.0)}
+    assert timeline.draw(spans).splitlines() == [
+        f"  import  |{'█' * 24}{' ' * 24}|   0.00 – 0.50 s",
+        f"  fetch   |{' ' * 12}{'█' * 36}|   0.25 – 1.00 s",
+        f"  context |{' ' * 47}█|   1.00 – 1.00 s",
+    ]
+    assert timeline.draw({}) == ""
 
 
 def test_a_model_without_a_template_continues_the_prompt(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The engine against llama-cpp-python's own decoding, against itself run alone, and under abuse."""
 
-import os
 import queue
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +10,12 @@ import pytest
 from coldpress.errors import (
     ColdpressError,
     CorruptModelError,
-    InputError,
-    IntegrityError,
     PromptTooLongError,
     UsageError,
 )
-from coldpress.serve import loader
 from coldpress.serve.engine import Engine, EngineOptions, QueueFullError
 from coldpress.serve.generation import Delta, Done, Event, Failed
-from coldpress.serve.loader import locate
+from coldpress.serve.place import locate
 from coldpress.serve.sampling import GenerateOptions
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf, tiny_models
@@ -186,34 +182,10 @@ def test_closing_fails_what_is_unfinished(model: Path) -> None:
         Answer(engine, "the", GREEDY)
 
 
-@pytest.mark.parametrize("reads_ahead", [False, True])
-def test_prefetch_reads_every_range_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads_ahead: bool
-) -> None:
-    offsets = []
-    (tmp_path / "file").write_bytes(bytes(100))
-    monkeypatch.setattr(loader, "RANGE_BYTES", 8)
-    monkeypatch.setattr(loader, "_kernel_reads_ahead", lambda _file: reads_ahead)
-    monkeypatch.setattr(os, "preadv", lambda _file, _buffers, offset: offsets.append(offset))
-    prefetch = loader.Prefetch(tmp_path / "file")
-    for thread in prefetch._threads:
-        thread.join()
-    prefetch.close()
-    assert sorted(offsets) == ([] if reads_ahead else list(range(0, 100, 8)))
-
-
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, model: Path) -> None:
-    with pytest.raises(InputError):
-        locate(tmp_path)
-    (tmp_path / "model.gguf").write_bytes(b"PK\3\4")
-    with pytest.raises(InputError, match="not a GGUF"):
-        locate(tmp_path)
-    with pytest.raises(UsageError):
-        EngineOptions(parallel=0)
-    (tmp_path / "model.gguf").write_bytes(model.read_bytes())
-    (tmp_path / "model.index.json").write_text('{"size_bytes": 3}')
-    with pytest.raises(IntegrityError, match="its index says 3"):
-        locate(tmp_path)
+def test_options_out_of_bounds_are_refused() -> None:
+    for wrong in ({"parallel": 0}, {"load": "quick"}):
+        with pytest.raises(UsageError):
+            EngineOptions(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_truncated_model_fails_the_engine(tmp_path: Path, model: Path) -> None:

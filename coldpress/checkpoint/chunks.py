@@ -2,14 +2,17 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from coldpress.errors import UsageError
 from coldpress.progress import task
 
 _MAX_THREADS = 8
+_NUMBERS = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,28 @@ def split(data_bytes: int, chunk_bytes: int) -> Iterator[Chunk]:
         yield Chunk(number, start, min(start + chunk_bytes, data_bytes))
 
 
+def parse(text: str) -> range:
+    """Numbers of chunks from words: ``7``, or ``0-5``, both ends included.
+
+    Raises:
+        UsageError: neither.
+    """
+    match = _NUMBERS.fullmatch(text)
+    numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+    if not numbers:
+        raise UsageError(f"{text!r} is not a chunk", "a number or a range, such as 7 or 0-5")
+    return numbers
+
+
 def map_parallel(
-    work: Callable[[Chunk], str], chunks: Iterable[Chunk], total_bytes: int, label: str
+    work: Callable[[Chunk], str],
+    chunks: Iterable[Chunk],
+    total_bytes: int,
+    label: str,
+    threads: int | None = None,
 ) -> list[str]:
     """Do ``work`` on every chunk, in threads: reading and hashing free the interpreter."""
-    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    threads = threads or min(_MAX_THREADS, os.cpu_count() or 1)
     chunks = list(chunks)
     with task(label, total_bytes) as advance, ThreadPoolExecutor(threads) as pool:
         digests = []
@@ -50,7 +70,13 @@ def sha256_range(descriptor: int, start: int, end: int) -> str:
     return digest.hexdigest()
 
 
-def sha256_chunks(path: Path, data_offset: int, chunks: Iterable[Chunk], label: str) -> list[str]:
+def sha256_chunks(
+    path: Path,
+    data_offset: int,
+    chunks: Iterable[Chunk],
+    label: str,
+    threads: int | None = None,
+) -> list[str]:
     """Sha256 of every chunk of a file's data section."""
     chunks = list(chunks)
     with path.open("rb") as stream:
@@ -62,6 +88,7 @@ def sha256_chunks(path: Path, data_offset: int, chunks: Iterable[Chunk], label: 
             chunks,
             sum(chunk.end - chunk.start for chunk in chunks),
             label,
+            threads,
         )
 
 

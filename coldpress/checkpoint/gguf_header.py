@@ -10,11 +10,22 @@ Source: llama.cpp, ggml/include/gguf.h (layout) and ggml/src/gguf.cpp (what its 
 import math
 import mmap
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from coldpress.checkpoint.ggml_types import GGML_TYPES
+from coldpress.checkpoint.gguf_values import (
+    ARRAY,
+    INT32,
+    STRING,
+    UINT16,
+    UINT32,
+    UINT64,
+    Cursor,
+    bad,
+    encode_string,
+)
 from coldpress.errors import InputError
 
 MAGIC = b"GGUF"
@@ -22,28 +33,14 @@ VERSION = 3
 ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 
-UINT32, BOOL, STRING, ARRAY, UINT64 = 4, 7, 8, 9, 10
-_SCALARS = {
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    UINT32: "<I",
-    5: "<i",
-    6: "<f",
-    BOOL: "<?",
-    UINT64: "<Q",
-    11: "<q",
-    12: "<d",
-}
 _MAX_DIMS = 4
 _MAX_TENSOR_NAME_BYTES = 63
 _MAX_KEY_BYTES = 65535
-# Of the largest tokenizers ten times over; a longer header is a damaged count.
-_MAX_HEADER_BYTES = 256 << 20
+# Ten times over what models have: a header full of empty entries must not fill the memory.
+_MAX_FIELDS = 1 << 16
+_MAX_TENSORS = 1 << 18
 _MAX_ALIGNMENT = 1 << 30
 _MAX_BYTES = (1 << 63) - 1
-_HINT = "give a GGUF v3 file that llama.cpp loads, or fetch it again"
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,17 @@ class Field:
 
     def value(self) -> object:
         """The value as int, float, bool, str or a list of these; bytes where text is not UTF-8."""
-        return _Cursor(self.payload, self.key).value(self.type)
+        return Cursor(self.payload, self.key).value(self.type)
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether the value is one number or text: an array's may be as large as the file."""
+        return self.type != ARRAY
+
+    @property
+    def is_strings(self) -> bool:
+        """Whether the value is an array of strings."""
+        return self.type == ARRAY and self.payload[:4] == struct.pack("<I", STRING)
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,7 @@ class Header:
     @property
     def data_bytes(self) -> int:
         """Bytes of the data section, the padding after the last tensor included."""
-        if not self.tensors:
-            return 0
-        last = self.tensors[-1]
-        return pad(last.offset + last.size_bytes, self.alignment)
+        return data_bytes(self.tensors, self.alignment)
 
     def field(self, key: str) -> Field | None:
         """The metadata entry with this key."""
@@ -105,6 +109,11 @@ class Header:
 def pad(size: int, alignment: int) -> int:
     """The least multiple of ``alignment`` that is not below ``size``."""
     return -(-size // alignment) * alignment
+
+
+def data_bytes(tensors: Sequence[Tensor], alignment: int) -> int:
+    """Bytes of the data section of these tensors, padding included."""
+    return pad(tensors[-1].offset + tensors[-1].size_bytes, alignment) if tensors else 0
 
 
 def read(path: Path) -> Header:
@@ -120,7 +129,7 @@ def read(path: Path) -> Header:
         last = header.tensors[-1]
         end = header.data_offset + last.offset + last.size_bytes
         if end > size:
-            raise _bad(path, f"it is truncated: {size} of {end} bytes")
+            raise bad(path, f"it is truncated: {size} of {end} bytes")
     return header
 
 
@@ -134,7 +143,7 @@ def peek(path: Path) -> Header:
         with path.open("rb") as stream:
             size = stream.seek(0, 2)
             if size == 0:
-                raise _bad(path, "it is empty")
+                raise bad(path, "it is empty")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 return parse(view, str(path))
     except OSError as error:
@@ -147,15 +156,17 @@ def parse(data: bytes | mmap.mmap, where: str = "header") -> Header:
     Raises:
         InputError: see ``read``.
     """
-    cursor = _Cursor(data, where)
+    cursor = Cursor(data, where)
     if cursor.take(4) != MAGIC:
-        raise _bad(where, "it does not start with GGUF")
+        raise bad(where, "it does not start with GGUF")
     version = cursor.scalar("<I")
     if version != VERSION:
-        raise _bad(where, f"its version is {version}; this reads little-endian version {VERSION}")
+        raise bad(where, f"its version is {version}; this reads little-endian version {VERSION}")
     n_tensors, n_fields = cursor.scalar("<Q"), cursor.scalar("<Q")
     # An entry needs at least 13 bytes, a tensor 24: a damaged count stops here, not in memory.
     cursor.need(n_fields * 13 + n_tensors * 24)
+    if n_fields > _MAX_FIELDS or n_tensors > _MAX_TENSORS:
+        raise bad(where, f"it has {n_fields} metadata entries and {n_tensors} tensors")
     fields = tuple(_read_field(cursor) for _ in range(n_fields))
     _unique((field.key for field in fields), "key", where)
     alignment = _alignment(fields, where)
@@ -179,10 +190,14 @@ def encode(fields: Iterable[Field], tensors: Iterable[Tensor], alignment: int) -
     return data.ljust(pad(len(data), alignment), b"\0")
 
 
-def encode_string(text: str) -> bytes:
-    """A GGUF string: its length in bytes, then UTF-8."""
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
+def u16(key: str, number: int) -> Field:
+    """A uint16 entry."""
+    return Field(key, UINT16, struct.pack("<H", number))
+
+
+def i32(key: str, number: int) -> Field:
+    """An int32 entry."""
+    return Field(key, INT32, struct.pack("<i", number))
 
 
 def u32(key: str, number: int) -> Field:
@@ -206,74 +221,7 @@ def strings(key: str, texts: Iterable[str]) -> Field:
     return Field(key, ARRAY, struct.pack("<IQ", STRING, len(items)) + b"".join(items))
 
 
-class _Cursor:
-    """Walks over bytes and refuses to walk past their end."""
-
-    def __init__(self, data: bytes | mmap.mmap, where: str) -> None:
-        self.data = data
-        self.end = min(len(data), _MAX_HEADER_BYTES)
-        self.where = where
-        self.position = 0
-
-    def need(self, count: int) -> None:
-        if count > self.end - self.position:
-            raise _bad(self.where, f"it ends inside its header, at byte {self.position}")
-
-    def take(self, count: int) -> bytes:
-        self.need(count)
-        start, self.position = self.position, self.position + count
-        return self.data[start : self.position]
-
-    def scalar(self, form: str) -> int:
-        number: int = struct.unpack(form, self.take(struct.calcsize(form)))[0]
-        return number
-
-    def text(self, limit: int, what: str) -> str:
-        length = self.scalar("<Q")
-        if not 0 < length <= limit:
-            raise _bad(self.where, f"{what} of {length} bytes at byte {self.position}")
-        try:
-            return self.take(length).decode()
-        except UnicodeDecodeError as error:
-            raise _bad(self.where, f"{what} at byte {self.position} is not UTF-8") from error
-
-    def skip(self, kind: int, key: str) -> None:
-        """Step over a value of this GGUF type."""
-        if form := _SCALARS.get(kind):
-            self.take(struct.calcsize(form))
-        elif kind == STRING:
-            self.take(self.scalar("<Q"))
-        elif kind == ARRAY:
-            self._skip_array(key)
-        else:
-            raise _bad(self.where, f"{key} has unknown type {kind}")
-
-    def _skip_array(self, key: str) -> None:
-        kind, count = self.scalar("<I"), self.scalar("<Q")
-        if form := _SCALARS.get(kind):
-            self.take(count * struct.calcsize(form))
-        elif kind == STRING:
-            self.need(count * 8)
-            for _ in range(count):
-                self.take(self.scalar("<Q"))
-        else:  # llama.cpp refuses arrays of arrays as well
-            raise _bad(self.where, f"{key} is an array of unknown type {kind}")
-
-    def value(self, kind: int) -> object:
-        """Decode a value that ``skip`` has accepted before."""
-        if kind == ARRAY:
-            item, count = self.scalar("<I"), self.scalar("<Q")
-            return [self.value(item) for _ in range(count)]
-        if kind == STRING:
-            raw = self.take(self.scalar("<Q"))
-            try:
-                return raw.decode()
-            except UnicodeDecodeError:
-                return raw
-        return self.scalar(_SCALARS[kind])
-
-
-def _read_field(cursor: _Cursor) -> Field:
+def _read_field(cursor: Cursor) -> Field:
     key = cursor.text(_MAX_KEY_BYTES, "a key")
     kind = cursor.scalar("<I")
     start = cursor.position
@@ -281,21 +229,22 @@ def _read_field(cursor: _Cursor) -> Field:
     return Field(key, kind, cursor.data[start : cursor.position])
 
 
-def _read_tensor(cursor: _Cursor) -> Tensor:
+def _read_tensor(cursor: Cursor) -> Tensor:
     name = cursor.text(_MAX_TENSOR_NAME_BYTES, "a tensor name")
     n_dims = cursor.scalar("<I")
     if n_dims > _MAX_DIMS:
-        raise _bad(cursor.where, f"{name} has {n_dims} dimensions")
+        raise bad(cursor.where, f"{name} has {n_dims} dimensions")
     shape = tuple(cursor.scalar("<Q") for _ in range(n_dims))
     type_id, offset = cursor.scalar("<I"), cursor.scalar("<Q")
     kind = GGML_TYPES.get(type_id)
     if kind is None:
-        raise _bad(cursor.where, f"{name} has unknown ggml type {type_id}")
-    if (shape[0] if shape else 1) % kind.block:
-        raise _bad(cursor.where, f"{name} has rows of {shape[0]}, {kind.name} needs {kind.block}")
+        raise bad(cursor.where, f"{name} has unknown ggml type {type_id}")
+    row = shape[0] if shape else 1
+    if row % kind.block:
+        raise bad(cursor.where, f"{name} has rows of {row}, {kind.name} needs {kind.block}")
     # The factors are bounded one by one: a zero must not hide an absurd dimension.
     if math.prod(max(dim, 1) for dim in shape) * kind.block_bytes > _MAX_BYTES:
-        raise _bad(cursor.where, f"{name} has the impossible shape {shape}")
+        raise bad(cursor.where, f"{name} has the impossible shape {shape}")
     return Tensor(name, shape, type_id, offset)
 
 
@@ -304,10 +253,10 @@ def _alignment(fields: tuple[Field, ...], where: str) -> int:
     if field is None:
         return DEFAULT_ALIGNMENT
     if field.type != UINT32:
-        raise _bad(where, f"{ALIGNMENT_KEY} is not a uint32")
+        raise bad(where, f"{ALIGNMENT_KEY} is not a uint32")
     alignment = struct.unpack("<I", field.payload)[0]
     if not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
-        raise _bad(where, f"{ALIGNMENT_KEY} is {alignment}, not a power of two")
+        raise bad(where, f"{ALIGNMENT_KEY} is {alignment}, not a power of two")
     return int(alignment)
 
 
@@ -316,19 +265,15 @@ def _check_offsets(tensors: tuple[Tensor, ...], alignment: int, where: str) -> N
     expected = 0
     for tensor in tensors:
         if tensor.offset != expected:
-            raise _bad(where, f"{tensor.name} is at offset {tensor.offset}, expected {expected}")
+            raise bad(where, f"{tensor.name} is at offset {tensor.offset}, expected {expected}")
         expected = pad(expected + tensor.size_bytes, alignment)
         if expected > _MAX_BYTES:
-            raise _bad(where, f"{tensor.name} ends past 2^63 bytes")
+            raise bad(where, f"{tensor.name} ends past 2^63 bytes")
 
 
 def _unique(names: Iterable[str], what: str, where: str) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise _bad(where, f"the {what} {name} occurs twice")
+            raise bad(where, f"the {what} {name} occurs twice")
         seen.add(name)
-
-
-def _bad(where: object, what: str) -> InputError:
-    return InputError(f"{where} is not a readable GGUF: {what}", _HINT)

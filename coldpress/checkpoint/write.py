@@ -4,44 +4,65 @@ import bisect
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from coldpress.checkpoint import chunks, fields, layout
+from coldpress.checkpoint import chunks
 from coldpress.checkpoint.chunks import Chunk
-from coldpress.checkpoint.gguf_header import Header, Tensor, pad
+from coldpress.checkpoint.fields import Draft
+from coldpress.checkpoint.gguf_header import Tensor
+from coldpress.checkpoint.source import Source
 from coldpress.errors import IntegrityError
 
 
-def write(source: Path, header: Header, out: Path, alignment: int, chunk_bytes: int) -> None:
-    """Write ``source``'s tensors to ``out`` in execution order, every weight byte as it was."""
-    tensors = layout.place(layout.execution_order(header.tensors), alignment)
-    last = tensors[-1]
-    data_bytes = pad(last.offset + last.size_bytes, alignment)
+def write(source: Source, draft: Draft, out: Path) -> None:
+    """Write the draft's tensors and its header to ``out``, every weight byte as in the source."""
+    digests = weights(
+        source, draft.tensors, out, draft.header_bytes(), draft.data_bytes, draft.chunk_bytes
+    )
+    with out.open("r+b") as writer:
+        writer.write(draft.encode(digests))
+
+
+def weights(
+    source: Source,
+    tensors: Sequence[Tensor],
+    out: Path,
+    data_offset: int,
+    data_bytes: int,
+    chunk_bytes: int,
+) -> list[str]:
+    """Write a new file's data section, padding included; the sha256 of each of its chunks."""
     pieces = list(chunks.split(data_bytes, chunk_bytes))
-    unknown = ["0" * 64] * len(pieces)
-    header_bytes = len(fields.encode(header.fields, tensors, alignment, chunk_bytes, unknown))
-    with source.open("rb") as reader, out.open("xb") as writer:
-        copy = _Copy(reader.fileno(), writer.fileno(), header, tensors, header_bytes)
-        digests = chunks.map_parallel(copy, pieces, data_bytes, "copying and hashing")
-        writer.write(fields.encode(header.fields, tensors, alignment, chunk_bytes, digests))
+    with ExitStack() as opened:
+        readers = [opened.enter_context(path.open("rb")).fileno() for path in source.paths]
+        writer = opened.enter_context(out.open("xb"))
+        copy = _Copy(source, readers, tensors, writer.fileno(), data_offset)
+        return chunks.map_parallel(copy, pieces, data_bytes, f"copying and hashing {out.name}")
 
 
 class _Copy:
     """Moves one chunk of the new data section; called from several threads."""
 
     def __init__(
-        self, reader: int, writer: int, source: Header, tensors: Sequence[Tensor], data_offset: int
+        self,
+        source: Source,
+        readers: Sequence[int],
+        tensors: Sequence[Tensor],
+        writer: int,
+        data_offset: int,
     ) -> None:
-        self.reader = reader
-        self.writer = writer
+        self.source = source
+        self.readers = readers
         self.tensors = tensors
         self.starts = [tensor.offset for tensor in tensors]
-        self.positions = {t.name: source.data_offset + t.offset for t in source.tensors}
+        self.writer = writer
         self.data_offset = data_offset
 
     def __call__(self, chunk: Chunk) -> str:
         buffer = bytearray(chunk.end - chunk.start)  # zeros where there is padding
-        first = max(bisect.bisect_right(self.starts, chunk.start) - 1, 0)
+        # Tensors without bytes share their offset with the next: start at the first of them.
+        first = max(bisect.bisect_left(self.starts, chunk.start) - 1, 0)
         for tensor in self.tensors[first:]:
             if tensor.offset >= chunk.end:
                 break
@@ -49,13 +70,15 @@ class _Copy:
             end = min(tensor.offset + tensor.size_bytes, chunk.end)
             if start < end:
                 view = memoryview(buffer)[start - chunk.start : end - chunk.start]
-                self._fill(view, self.positions[tensor.name] + start - tensor.offset)
+                self._fill(view, tensor.name, start - tensor.offset)
         _write_all(self.writer, buffer, self.data_offset + chunk.start)
         return hashlib.sha256(buffer).hexdigest()
 
-    def _fill(self, view: memoryview, position: int) -> None:
+    def _fill(self, view: memoryview, name: str, skip: int) -> None:
+        file, position = self.source.places[name]
+        position += skip
         while view:
-            count = os.preadv(self.reader, [view], position)
+            count = os.preadv(self.readers[file], [view], position)
             if count == 0:
                 raise IntegrityError("the source GGUF shrank while it was read", "try again")
             view, position = view[count:], position + count

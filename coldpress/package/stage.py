@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
-from coldpress import __version__, artifact, progress
+from coldpress import __version__, artifact, libllama, progress
 from coldpress.errors import InputError, TooLargeError, UsageError
 from coldpress.package import app, deploy, limits, runtime
 from coldpress.package.base import Base, architecture, resolve
@@ -17,7 +17,7 @@ from coldpress.package.oci import Archive, Config
 
 IMAGE = "image.tar"
 MODEL = "opt/coldpress/model"
-_FILES = ("model.gguf", "model.index.json")
+_INDEX = "model.index.json"
 _PORT = 8080
 
 
@@ -27,13 +27,15 @@ class PackageOptions:
 
     ``base`` is ``debian``, an OCI layout (folder or archive) or a registry reference;
     ``limit_bytes`` the largest unpacked size, by default the platform's; ``memory_mib`` that of one
-    instance, by default what the platform usually gives, or more where the model needs it.
+    instance, by default what the platform usually gives, or more where the model needs it;
+    ``system_prompt`` a text file, evaluated here once so that no instance has to.
     """
 
     target: Target
     base: str = "debian"
     limit_bytes: int | None = None
     memory_mib: int | None = None
+    system_prompt: str | None = None
 
     def __post_init__(self) -> None:
         if self.target not in get_args(Target):
@@ -81,6 +83,10 @@ def plan(
     if options.base != "debian" and Path(options.base).exists():
         inputs["base"] = Path(options.base)
         del plain["base"]
+    if options.system_prompt is not None:
+        inputs["system_prompt"] = Path(options.system_prompt)
+        # The state's bits are those of the kernels that this CPU takes.
+        plain["system_prompt"] = libllama.cpu_variant()
     plain |= {"app": app.digest(), "runtime": runtime.versions(), "python": compiler()}
     return inputs, plain
 
@@ -88,7 +94,8 @@ def plan(
 def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
     """Build ``image.tar``, an OCI archive, and the platform's deployment files.
 
-    Layers from below: base, runtime, weights, app; so new code leaves the weights' layer alone.
+    Layers from below: base, runtime, weights, the system prompt's state, app; so new code leaves
+    the weights' layers alone. Each shard is a layer of its own, fetched beside the others.
 
     Args:
         checkpoint: folder that ``checkpoint`` wrote; every byte is verified first.
@@ -103,24 +110,28 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
 
     weights = _weights(checkpoint)
     root = verify(checkpoint).root_sha256
-    weights_bytes = unpacked_bytes(weights)
-    size = limits.instance(options.target, weights_bytes, options.memory_mib)
     inputs, plain = plan(checkpoint, out, options)
     with tempfile.TemporaryDirectory() as work:
+        state = _prefix(checkpoint, options, Path(work))
+        model_bytes = sum(unpacked_bytes(entries) for entries in (*weights, state))
+        size = limits.instance(options.target, model_bytes, options.memory_mib)
         base = resolve(options.base, Path(work))
         libraries = _python_layer(runtime.entries(base))
         program = _python_layer(app.entries())
         blobs = [*base.layers, libraries, program]
-        unpacked = weights_bytes + sum(blob.layer.unpacked_bytes for blob in blobs)
-        _check_size(unpacked, weights_bytes, options)
+        unpacked = model_bytes + sum(blob.layer.unpacked_bytes for blob in blobs)
+        _check_size(unpacked, model_bytes, options)
         with artifact.create(out, "package", inputs=inputs, options=plain) as draft:
             with (draft.folder / IMAGE).open("wb") as stream:
                 archive = Archive(stream)
                 for blob in base.layers:
                     archive.copy_layer(blob, "base")
                 archive.copy_layer(libraries, "runtime")
-                with progress.task("writing the weights' layer", weights_bytes) as tick:
-                    archive.write_layer(weights, "weights", tick)
+                with progress.task("writing the weights' layers", model_bytes) as tick:
+                    for entries in weights:
+                        archive.write_layer(entries, "weights", tick)
+                    if state:
+                        archive.write_layer(state, "prefix", tick)
                 archive.copy_layer(program, "app")
                 digest, layers = archive.finish(_config(base, options.target, root))
             name = _model_name(checkpoint)
@@ -138,13 +149,31 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
     )
 
 
-def _weights(checkpoint: Path) -> list[Entry]:
-    for name in _FILES:
-        if not (checkpoint / name).is_file():
-            raise InputError(
-                f"{checkpoint} has no {name}", "give a folder that `coldpress checkpoint` wrote"
-            )
-    return [File(f"{MODEL}/{name}", checkpoint / name) for name in _FILES]
+def _weights(checkpoint: Path) -> list[list[Entry]]:
+    """The layers of the weights, one per file; the index lies beside the first."""
+    from coldpress.checkpoint import index
+
+    side = checkpoint / _INDEX
+    if not side.is_file():
+        raise InputError(
+            f"{checkpoint} has no {_INDEX}", "give a folder that `coldpress checkpoint` wrote"
+        )
+    names = [file.name for file in index.read(side).files]
+    layers: list[list[Entry]] = [[File(f"{MODEL}/{name}", checkpoint / name)] for name in names]
+    layers[0].append(File(f"{MODEL}/{_INDEX}", side))
+    return layers
+
+
+def _prefix(checkpoint: Path, options: PackageOptions, work: Path) -> list[Entry]:
+    """The layer of the system prompt's state; nothing without one."""
+    if options.system_prompt is None:
+        return []
+    from coldpress.checkpoint import source
+    from coldpress.package import prefix
+
+    text = prefix.read_text(Path(options.system_prompt))
+    built = prefix.build(source.locate(checkpoint), text, work)
+    return [File(f"{MODEL}/{path.name}", path) for path in (built.key, built.state)]
 
 
 def _python_layer(entries: list[Entry]) -> Blob:
@@ -200,9 +229,9 @@ def _gb(size: int) -> str:
 
 
 def _model_name(checkpoint: Path) -> str:
-    from coldpress.checkpoint import gguf_header
+    from coldpress.checkpoint import gguf_header, source
 
-    name = gguf_header.read(checkpoint / "model.gguf").field("general.name")
+    name = gguf_header.read(source.locate(checkpoint)).field("general.name")
     text = str(name.value()) if name else "a model"
     # It goes into YAML and Markdown: letters, digits and a few signs only.
     return "".join(sign for sign in text if sign.isalnum() or sign in " ._-").strip() or "a model"

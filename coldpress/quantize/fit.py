@@ -23,7 +23,7 @@ _CELLS = 256
 _RUNTIME_BYTES = 128 * _MIB
 # `package` keeps this much free whatever the model; a file made to fit must pass there too.
 _LEAST_FREE_BYTES = 512 * _MIB
-_PROMPT_CHUNK_TOKENS = 128  # The engine's; the compute buffers are for so many tokens.
+_PROMPT_CHUNK_TOKENS = 128  # serve.model.CHUNK_TOKENS; the compute buffers are for so many.
 # The image without weights has 52 MB (README, 2026-11-21); a larger base wants some room.
 _IMAGE_BYTES = 200_000_000
 _HINT = "--fit lambda:3008MB or --fit cloudrun:2GiB"

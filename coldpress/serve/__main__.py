@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from coldpress.errors import ColdpressError, UsageError
+from coldpress.serve import loader
 from coldpress.serve.engine import Engine, EngineOptions
 from coldpress.serve.listen import listen
-from coldpress.serve.loader import locate
+from coldpress.serve.place import locate
 from coldpress.serve.trace import Trace
 
 _KEYS = "COLDPRESS_API_KEYS"
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parallel=arguments.parallel,
             threads=arguments.threads,
             queue=arguments.queue,
+            load=arguments.load,
+            verify=arguments.verify,
         )
         # Lambda sets this to the address of its Runtime API.
         if address := os.environ.get("AWS_LAMBDA_RUNTIME_API"):
@@ -46,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="coldpress serve", description="Serve a checkpoint: OpenAI's API on the CPU."
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="folder with model.gguf, or a GGUF file")
+    add("checkpoint", help="folder, GGUF file, or address: http(s)://, s3://, gs://")
     outside = "0.0.0.0" if "PORT" in os.environ else "127.0.0.1"  # noqa: S104  # a platform's $PORT
     add("--host", default=outside, help="default: 127.0.0.1, or 0.0.0.0 where $PORT is set")
     add("--port", default=os.environ.get("PORT", "8080"), help="default: $PORT, else 8080; 0: any")
@@ -55,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=preset.threads, help="default: the CPUs allowed")
     add("--parallel", type=int, default=preset.parallel, help="sequences decoded together")
     add("--queue", type=int, default=preset.queue, help="requests that may wait")
+    add("--load", default=preset.load, help=f"of a local file: {', '.join(loader.TIERS)}")
+    add("--verify", action="store_true", help="prove every chunk of a local checkpoint first")
     add("--api-keys", type=Path, help=f"file with an API key per line; default: ${_KEYS}")
     add("--cors", action="append", default=[], metavar="ORIGIN", help="whose pages may call")
     add("--answer-seconds", type=float, default=600, help="an answer ends after so long")
@@ -88,9 +93,9 @@ def _keys(file: Path | None) -> tuple[str, ...]:
 def _serve_http(arguments: argparse.Namespace, options: EngineOptions) -> None:
     trace = Trace()
     keys, port = _keys(arguments.api_keys), _port(arguments.port)
-    path = locate(arguments.checkpoint)
+    place = locate(arguments.checkpoint)
     bound = listen(arguments.host, port)
-    engine = Engine(path, options, trace)
+    engine = Engine(place, options, trace)
     engine.start()
     try:
         # These imports take a tenth of a second, in which the model is loading already.
@@ -110,7 +115,7 @@ def _serve_http(arguments: argparse.Namespace, options: EngineOptions) -> None:
         raise engine.failure
 
 
-def _serve_lambda(checkpoint: Path, options: EngineOptions, address: str) -> None:
+def _serve_lambda(checkpoint: str, options: EngineOptions, address: str) -> None:
     from coldpress.serve import aws_lambda
     from coldpress.serve.runtime_api import FunctionError, RuntimeApi
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from coldpress import artifact, libllama
 from coldpress.errors import PromptTooLongError, ToolError, UsageError
+from coldpress.serve.address import Address, is_address
 from coldpress.serve.cold_runtime import ColdRuntime, post, started
 
 
@@ -46,18 +47,22 @@ class Answer:
     tok_per_s: float
     """Tokens after the first per second."""
     trace_s: dict[str, float]
+    timeline: dict[str, tuple[float, float]]
+    """What the runtime did from when to when, in seconds since its start."""
     cpu_variant: str
     weights_bytes: int
 
 
 def plan(
-    checkpoint: Path, _out: Path, options: AskOptions
+    checkpoint: Path | str, _out: Path, options: AskOptions
 ) -> tuple[dict[str, Path], dict[str, object]]:
-    """The inputs and options that identify the answer."""
-    return {"checkpoint": checkpoint}, asdict(options)
+    """The inputs and options that identify the answer; an address is an option."""
+    if is_address(str(checkpoint)):
+        return {}, {"checkpoint": str(Address(str(checkpoint))), **asdict(options)}
+    return {"checkpoint": Path(checkpoint)}, asdict(options)
 
 
-def ask(checkpoint: Path, out: Path, options: AskOptions) -> Answer:
+def ask(checkpoint: Path | str, out: Path, options: AskOptions) -> Answer:
     """Start the runtime in a fresh process, ask, stop it, write ``answer.json``.
 
     A model without a chat template is given the prompt to continue.
@@ -111,6 +116,7 @@ def _ask(runtime: ColdRuntime, out: Path, options: AskOptions) -> Answer:
         cold_start_to_first_token_s=round(max(first_s - runtime.started_s, 0.0), 4),
         tok_per_s=round((count - 1) / (last_s - first_s), 2) if last_s > first_s else 0.0,
         trace_s={name: seconds for name, seconds in cold.items() if name.endswith("_s")},
+        timeline={name: (began, ended) for name, (began, ended) in cold["timeline"].items()},
         cpu_variant=cold["cpu_variant"],
         weights_bytes=cold["weights_bytes"],
     )

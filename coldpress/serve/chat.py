@@ -11,9 +11,17 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def prompt_tokens(
-    model: Model, messages: tuple[Message, ...], tools: Tools | None = None
-) -> list[int]:
+Messages = tuple[Message, ...]
+
+
+def with_system(messages: Messages, system_prompt: str | None) -> Messages:
+    """The messages, after the shipped system prompt where they bring none of their own."""
+    if system_prompt is None or any(message["role"] == "system" for message in messages):
+        return messages
+    return ({"role": "system", "content": system_prompt}, *messages)
+
+
+def prompt_tokens(model: Model, messages: Messages, tools: Tools | None = None) -> list[int]:
     """Render a conversation up to where the assistant's answer begins, as tokens.
 
     Raises:
@@ -31,7 +39,7 @@ def prompt_tokens(
 
 def render(
     template: str,
-    messages: tuple[Message, ...],
+    messages: Messages,
     tools: Tools | None = None,
     *,
     bos: str,

@@ -25,7 +25,7 @@ class ColdRuntime:
     ``started_s`` is its start on ``time.monotonic``'s clock.
     """
 
-    def __init__(self, checkpoint: Path, arguments: list[str]) -> None:
+    def __init__(self, checkpoint: Path | str, arguments: list[str]) -> None:
         argv = [sys.executable, "-m", "coldpress.serve", str(checkpoint)]
         argv += ["--host", "127.0.0.1", "--port", "0", *arguments]
         self.started_s = time.monotonic()
@@ -71,7 +71,7 @@ class ColdRuntime:
 
 
 @contextlib.contextmanager
-def started(checkpoint: Path, arguments: list[str]) -> Iterator[ColdRuntime]:
+def started(checkpoint: Path | str, arguments: list[str]) -> Iterator[ColdRuntime]:
     """Start a runtime now, and stop it at the end."""
     runtime = ColdRuntime(checkpoint, arguments)
     try:

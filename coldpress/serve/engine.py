@@ -13,22 +13,21 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from pathlib import Path
 from typing import Literal
 
 from coldpress import libllama
 from coldpress.errors import ColdpressError, PromptTooLongError, UsageError
-from coldpress.serve import loader
+from coldpress.serve import loader, prefix
 from coldpress.serve.constraint import GrammarError, Matcher
 from coldpress.serve.generation import Done, Emit, Failed, Generation, TokenLogprob
-from coldpress.serve.model import Context, DecodeError, Model
+from coldpress.serve.model import CHUNK_TOKENS, Context, DecodeError, Model
+from coldpress.serve.patience import Stop
+from coldpress.serve.place import Place
 from coldpress.serve.sampling import Choice, GenerateOptions, Sampler
 from coldpress.serve.threads import usable_cpus
 from coldpress.serve.trace import Trace
 
 DEFAULT_CONTEXT = 4096
-_PROMPT_CHUNK_TOKENS = 128
-"""So many tokens of a prompt are read between two tokens of the running answers."""
 _BOUNDS = {"context": (0, 1 << 24), "parallel": (1, 64), "threads": (0, 512), "queue": (0, 4096)}
 
 
@@ -43,12 +42,18 @@ class EngineOptions:
     threads: int = 0
     queue: int = 64
     """Requests that may wait while all sequences are taken."""
+    load: loader.Tier = "auto"
+    """How a local file is loaded."""
+    verify: bool = False
+    """Prove every chunk of a local checkpoint before the first answer; a remote one always is."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(f"{name} is {value}", f"choose a number from {low} to {high}")
+        if self.load not in loader.TIERS:
+            raise UsageError(f"no way to load {self.load!r}", ", ".join(loader.TIERS))
 
 
 class QueueFullError(ColdpressError):
@@ -58,16 +63,19 @@ class QueueFullError(ColdpressError):
 class Engine:
     """Start it, wait for it, submit to it, close it.
 
-    ``model`` and ``prompt_limit`` exist once ``wait`` has returned true.
+    ``model``, ``prompt_limit`` and ``system_prompt`` exist once ``wait`` has returned true.
     """
 
     model: Model
     prompt_limit: int
     """Tokens that a prompt and its answer may have together."""
+    system_prompt: str | None
+    """What a chat without a system message gets, if something was shipped."""
     _context: Context
+    _prefix: prefix.State | None
 
-    def __init__(self, path: Path, options: EngineOptions, trace: Trace) -> None:
-        self.path = path
+    def __init__(self, place: Place, options: EngineOptions, trace: Trace) -> None:
+        self.place = place
         self.options = options
         self.failure: ColdpressError | None = None
         self.on_failure: Callable[[], None] = lambda: None
@@ -78,6 +86,7 @@ class Engine:
         self._running: list[Generation] = []
         self._free_sequences = list(range(options.parallel))
         self._closing = False
+        self._stop = Stop()
         self._worker = threading.Thread(target=self._work, name="engine")
 
     def start(self) -> None:
@@ -149,6 +158,7 @@ class Engine:
         with self._changed:
             self._closing = True
             self._changed.notify()
+        self._stop.set()
         self._worker.join()
 
     def _work(self) -> None:
@@ -162,30 +172,47 @@ class Engine:
         except Exception as error:
             if not isinstance(error, ColdpressError):
                 error = ColdpressError(f"the engine stopped: {error!r}", "report this")
-            self.failure = error
+            if not self._closing:  # else it only fails because it was told to stop
+                self.failure = error
             self._settled.set()
             self._end(error.message)
             self.on_failure()
 
     def _load(self) -> None:
-        prefetch = loader.Prefetch(self.path)
-        try:
-            libllama.load()
-            self._trace.mark("import")
-            self.model = loader.load(self.path)
-            self._trace.mark("load")
-        finally:
-            prefetch.close()
         options = self.options
-        self.prompt_limit = min(options.context or DEFAULT_CONTEXT, self.model.context_tokens)
-        self._context = Context(
-            self.model,
+        state = prefix.begin(self.place, options.parallel)
+        self.system_prompt = state.shipped.system_prompt if state else None
+        self.model, self._context = loader.open_model(
+            self.place,
+            self._prepare,
+            self._trace,
+            tier=options.load,
+            verify=options.verify,
+            stop=self._stop,
+        )
+        self._prefix = self._checked(state)
+        self._trace.mark("ready")
+
+    def _prepare(self, model: Model) -> Context:
+        options = self.options
+        self.prompt_limit = min(options.context or DEFAULT_CONTEXT, model.context_tokens)
+        return Context(
+            model,
             cells=self.prompt_limit,
             sequences=options.parallel,
-            batch_tokens=_PROMPT_CHUNK_TOKENS,
             threads=options.threads or usable_cpus(),
         )
-        self._trace.mark("ready")
+
+    def _checked(self, state: prefix.State | None) -> prefix.State | None:
+        """The shipped prefix if it may be used; else one line says why not."""
+        if state is None:
+            return None
+        problem = state.shipped.mismatch(self.model) or state.wait()
+        if problem:
+            self._trace.emit("prefix_unused", reason=problem)
+            return None
+        self._trace.mark("prefix")
+        return state
 
     def _end(self, message: str) -> None:
         """Tell everybody who is not served yet."""
@@ -211,7 +238,8 @@ class Engine:
             self._decode(answering, 1)
         if reading := [one for one in self._running if not one.answering]:
             # Who has read least: a short prompt does not wait for the end of a long one.
-            self._decode([min(reading, key=lambda one: one.position)], _PROMPT_CHUNK_TOKENS)
+            first = min(reading, key=lambda one: one.position)
+            self._decode([first], first.next_chunk(CHUNK_TOKENS))
 
     def _admit(self) -> None:
         """Let requests in while there are free sequences, the lowest first.
@@ -223,9 +251,23 @@ class Engine:
                 generation = self._waiting.popleft()
                 if generation.cancelled:
                     continue
+                self._trace.mark("request")
                 generation.sequence = heappop(self._free_sequences)
+                self._reuse_prefix(generation)
                 self._running.append(generation)
                 self._running.sort(key=lambda one: one.sequence)
+
+    def _reuse_prefix(self, generation: Generation) -> None:
+        """Start a prompt that begins with the shipped prefix from its state."""
+        if self._prefix is None:
+            return
+        keep, end = self._prefix.shipped.start(generation.pending)
+        if keep and self._context.restore(generation.sequence, self._prefix.buffer, keep):
+            generation.take(keep)
+            generation.chunk_end = end
+        elif keep:
+            self._trace.emit("prefix_unused", reason="llama.cpp refuses the state")
+            self._prefix = None
 
     def _decode(self, generations: list[Generation], count: int) -> None:
         """Decode the next tokens of each, at most ``count``; where none is left, choose another."""
@@ -257,8 +299,13 @@ class Engine:
     def _accept(self, generation: Generation, choice: Choice) -> None:
         token = choice.token
         if self._trace.mark("first_token"):
-            facts = {"weights_bytes": self.model.size_bytes, "cpu_variant": libllama.cpu_variant()}
-            self._trace.emit("cold_start", **facts)
+            self._trace.between("first_token", "request", "first_token")
+            self._trace.emit(
+                "cold_start",
+                weights_bytes=self.model.size_bytes,
+                cpu_variant=libllama.cpu_variant(),
+                timeline=self._trace.timeline,
+            )
         if self.model.is_end(token):
             self._finish(generation, "stop")
             return

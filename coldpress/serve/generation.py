@@ -72,6 +72,8 @@ class Generation:
         """Tokens that are not yet in the KV cache."""
         self.position = 0
         """Tokens that are."""
+        self.chunk_end = 0
+        """Where the chunk after a restored prefix ends."""
         self.sequence = -1
         self.sampler = sampler
         self.logprobs: list[TokenLogprob] = []
@@ -83,6 +85,10 @@ class Generation:
     def answering(self) -> bool:
         """Whether its prompt is read but for the last token."""
         return len(self.pending) == 1
+
+    def next_chunk(self, size: int) -> int:
+        """How many tokens to read now: chunks end at multiples of ``size``, whoever else is there."""
+        return max(self.chunk_end - self.position, 0) or size - self.position % size
 
     def take(self, count: int) -> list[int]:
         """Remove and return the next tokens to decode, at most ``count``."""

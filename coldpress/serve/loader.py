@@ -1,118 +1,236 @@
-"""Open a checkpoint: threads read the file into the page cache ahead of llama.cpp, which maps it.
+"""Open a checkpoint wherever it is: the fastest way for that place, chosen here and said in one line.
 
-On network block devices, and on any disk with a queue, the number of reads in flight decides how
-fast a file arrives; llama.cpp's mmap has one. So ``Prefetch`` starts before llama_cpp is even
-imported and reads the file in order, which in a coldpress checkpoint is the order of execution.
+    page-cache  a local file: read ahead in execution order, mapped by llama.cpp meanwhile
+    memory      pieces read in parallel, each proven on arrival, into a file in memory
+    plain       llama.cpp alone: the file is in the page cache already, or nothing else is wanted
+
+A remote checkpoint goes through memory, or is taken from the local cache. A file in memory is mapped while
+it is being filled: to map it llama.cpp reads its header, and that is there first. So vocabulary, mapping
+and context are made while weights arrive; nothing is computed before the last chunk is proven.
 """
 
-import json
-import os
-import threading
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, Protocol, TypeVar
 
 from coldpress import libllama
-from coldpress.errors import CorruptModelError, InputError, IntegrityError
+from coldpress.errors import (
+    ColdpressError,
+    InputError,
+    IntegrityError,
+    RemoteError,
+    TooLargeError,
+)
+from coldpress.serve.address import Address
+from coldpress.serve.fetch import SinkError
+from coldpress.serve.file_source import FileSource
+from coldpress.serve.filling import Filling
+from coldpress.serve.later import Later
+from coldpress.serve.mapping import load
 from coldpress.serve.model import Model
-from coldpress.serve.threads import usable_cpus
+from coldpress.serve.patience import PATIENT, Patience, Stop
+from coldpress.serve.place import INDEX_NAME, Place, shards
+from coldpress.serve.prefetch import Prefetch, is_cached, latency_s
+from coldpress.serve.trace import Trace
 
-RANGE_BYTES = 8 << 20
-_READ_AHEAD_KIB = 2048
-_MAGIC = b"GGUF"
-
-
-def locate(checkpoint: Path) -> Path:
-    """The GGUF of a checkpoint: the file itself, or ``model.gguf`` in the folder.
-
-    Raises:
-        InputError: there is none, or it is not a GGUF.
-        IntegrityError: its size is not what ``model.index.json`` says.
-    """
-    path = checkpoint / "model.gguf" if checkpoint.is_dir() else checkpoint
-    try:
-        with path.open("rb") as stream:
-            magic = stream.read(len(_MAGIC))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}", "give a checkpoint or a GGUF file") from error
-    if magic != _MAGIC:
-        raise InputError(f"{path} is not a GGUF file", "give a checkpoint or a GGUF file")
-    _check_size(path)
-    return path
+Tier = Literal["auto", "page-cache", "memory", "plain"]
+TIERS: tuple[Tier, ...] = ("auto", "page-cache", "memory", "plain")
+_MAP_AT = 0.5
+"""The share of a file that is there before it is mapped: the kernel clears each page that is not, which
+takes longer than to map one that is. Later, and vocabulary and context would not be ready in time."""
+_REMOTE_FIRST, _REMOTE_MOST = 8, 32
+_DISK_FIRST, _DISK_MOST = 8, 32
+_NETWORK_S = 0.003
+"""A device that needs longer for one small read is behind a network."""
 
 
-def _check_size(path: Path) -> None:
-    index = path.with_name("model.index.json")
-    if path.name != "model.gguf" or not index.is_file():
-        return
-    try:
-        expected = json.loads(index.read_bytes())["size_bytes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{index} is not an index: {error}", "build it again") from error
-    if path.stat().st_size != expected:
-        raise IntegrityError(
-            f"{path} has {path.stat().st_size} bytes, its index says {expected}",
-            "fetch or build the checkpoint again",
-        )
-
-
-class Prefetch:
-    """Threads that read 8 MiB ranges of a file, in order, so that its pages are cached."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDONLY)
-        self._ranges = iter(range(0, os.fstat(self._file).st_size, RANGE_BYTES))
-        self._scratch = bytearray(RANGE_BYTES)
-        self._lock = threading.Lock()
-        self._stopped = False
-        count = 0 if _kernel_reads_ahead(self._file) else max(4, min(16, 2 * usable_cpus()))
-        self._threads = [threading.Thread(target=self._read, daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def _read(self) -> None:
-        # All threads read into the same bytes, which nobody looks at: the page cache is the goal.
-        while not self._stopped:
-            with self._lock:
-                offset = next(self._ranges, None)
-            if offset is None:
-                return
-            try:
-                os.preadv(self._file, [self._scratch], offset)
-            except OSError:  # llama.cpp meets the same error and reports it
-                return
+class Closable(Protocol):
+    """What a caller makes of a model; closed when another way must be tried."""
 
     def close(self) -> None:
-        """Stop reading ahead and close the file."""
-        self._stopped = True
-        for thread in self._threads:
-            thread.join()
-        os.close(self._file)
+        """Free it."""
 
 
-def _kernel_reads_ahead(file: int) -> bool:
-    """Whether the device is set to read so far ahead that mmap alone keeps its queue full.
-
-    With 8 MiB of it, copies to a scratch buffer made a cold load 1.5 to 2 times slower.
-    """
-    device = os.fstat(file).st_dev
-    setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-    try:
-        return int(setting.read_text()) >= _READ_AHEAD_KIB
-    except (OSError, ValueError):  # a network or overlay file system: unknown
-        return False
+Prepared = TypeVar("Prepared", bound=Closable)
+Prepare = Callable[[Model], Prepared]
 
 
-def load(path: Path) -> Model:
-    """Map a GGUF without repacking: a repacked copy multiplies load time by five and memory by 1.8.
+def open_model(
+    place: Place,
+    prepare: Prepare[Prepared],
+    trace: Trace,
+    *,
+    tier: Tier = "auto",
+    verify: bool = False,
+    patience: Patience = PATIENT,
+    stop: Stop | None = None,
+) -> tuple[Model, Prepared]:
+    """Load a model and prepare it for use.
+
+    Args:
+        prepare: makes a context of the model. The weights may not be there yet: it must not
+            compute with them.
+        tier: the way for a local file; "auto" chooses.
+        verify: prove every chunk of a local file too; remote ones are, if they have digests.
+        patience: with a server; ``stop`` ends it at once.
 
     Raises:
-        CorruptModelError: llama.cpp cannot load it.
+        ColdpressError: it cannot be loaded; the class says what to do.
     """
-    lib = libllama.load()
-    params = lib.llama_model_default_params()
-    params.n_gpu_layers = 0
-    params.load_mode = lib.LLAMA_LOAD_MODE_MMAP
-    params.use_extra_bufts = False
-    handle = lib.llama_model_load_from_file(os.fsencode(path), params)
-    if not handle:
-        raise CorruptModelError(f"llama.cpp cannot load {path}", "check it: coldpress verify")
-    return Model(lib, handle, path)
+    if isinstance(place, Address):
+        return _open_remote(place, prepare, trace, patience, stop or Stop())
+    paths = shards(place)
+    tier, why, slow = _choose(paths, tier)
+    if tier == "memory":
+        try:
+            filling = Later(lambda: _into_memory(paths))
+            with trace.span("import"):
+                libllama.load()
+            return _open_filling(filling.result(), str(place), why, prepare, trace)
+        except (OSError, SinkError, RemoteError) as error:
+            tier, why = "page-cache", f"memory failed: {error}"
+    # Where the device is what takes time, proof costs none.
+    verify = verify or (slow and paths[0].with_name(INDEX_NAME).is_file())
+    return _open_local(paths, prepare, trace, (tier, why), verify=verify)
+
+
+def _choose(paths: Sequence[Path], tier: Tier) -> tuple[Tier, str, bool]:
+    """The tier, why, and whether the device is slow to answer."""
+    if tier != "auto":
+        return tier, "asked for", False
+    if is_cached(paths):
+        return "plain", "the file is in the page cache", False
+    try:
+        answer_s = latency_s(paths[0])
+    except (OSError, IntegrityError):  # llama.cpp meets the same and says what is wrong
+        return "plain", "the file cannot be read", False
+    why = f"not in the page cache; its device answers in {answer_s * 1e3:.1f} ms"
+    return "page-cache", why, answer_s > _NETWORK_S
+
+
+def _open_local(
+    paths: Sequence[Path],
+    prepare: Prepare[Prepared],
+    trace: Trace,
+    choice: tuple[Tier, str],
+    *,
+    verify: bool,
+) -> tuple[Model, Prepared]:
+    tier, why = choice
+    with contextlib.ExitStack() as stack:
+        ahead = Prefetch(paths, prove=verify) if verify or tier != "plain" else None
+        if ahead is not None:
+            stack.callback(ahead.close)
+        with trace.span("import"):
+            libllama.load()
+        if ahead is not None:
+            ahead.wait_heads()
+        with trace.span("load"):
+            model = load(paths, str(paths[0]))
+        with trace.span("context"):
+            prepared = prepare(model)
+        if ahead is not None and verify:
+            with _closing_on_error(prepared):
+                ahead.wait()
+            ahead.note(trace)
+    size = sum(path.stat().st_size for path in paths)
+    trace.emit("loader", tier=tier, why=why, size_bytes=size, verified=verify)
+    return model, prepared
+
+
+def _open_remote(
+    address: Address, prepare: Prepare[Prepared], trace: Trace, patience: Patience, stop: Stop
+) -> tuple[Model, Prepared]:
+    # These imports and the first answers take as long as llama.cpp's import: side by side.
+    beginning = Later(lambda: _begin(address, patience, stop))
+    with trace.span("import"):
+        libllama.load()
+    try:
+        found = beginning.result()
+        if isinstance(found, Filling):
+            return _open_filling(found, str(address), "it is remote", prepare, trace)
+    except SinkError as error:
+        raise TooLargeError(
+            f"{address} does not fit into memory: {error}", "give the machine more memory"
+        ) from error
+    choice: tuple[Tier, str] = "page-cache", "the local cache has it"
+    return _open_local(found, prepare, trace, choice, verify=False)
+
+
+def _begin(address: Address, patience: Patience, stop: Stop) -> Filling | tuple[Path, ...]:
+    """Start to fetch; or the paths of what the local cache has already."""
+    from coldpress.serve import model_cache, remote
+
+    described = remote.describe(address, patience, stop)
+    if kept := model_cache.find(described.contents):
+        for source in described.sources:
+            source.close()
+        return kept
+    return Filling(
+        described.contents,
+        described.sources,
+        first=_REMOTE_FIRST,
+        most=_REMOTE_MOST,
+        cached=True,
+    )
+
+
+def _into_memory(paths: Sequence[Path]) -> Filling:
+    """Start to read local files into memory, past the page cache; proven if they have an index."""
+    from coldpress.serve.contents import of_files, of_folder
+
+    try:
+        contents = of_folder(paths[0])
+    except InputError:
+        contents = of_files(paths)
+    sources = [FileSource(path, direct=True) for path in paths]
+    return Filling(contents, sources, first=_DISK_FIRST, most=_DISK_MOST)
+
+
+def _open_filling(
+    filling: Filling, shown: str, why: str, prepare: Prepare[Prepared], trace: Trace
+) -> tuple[Model, Prepared]:
+    """Map files that are being filled; return when every byte is there and proven."""
+    fetch = filling.fetch
+    try:
+        fetch.wait_heads()
+        fetch.wait_share(_MAP_AT)
+        with trace.span("load"):
+            model = load(filling.paths, shown)
+        if libllama.maps_only():
+            with trace.span("context"):
+                prepared = prepare(model)
+            with _closing_on_error(prepared):
+                fetch.wait()
+        else:  # it has copied weights that were not there yet: once more
+            fetch.wait()
+            model = load(filling.paths, shown)
+            with trace.span("context"):
+                prepared = prepare(model)
+        filling.note(trace)
+    except ColdpressError:
+        fetch.raise_failure()  # what came first explains the rest
+        raise
+    finally:
+        filling.close()
+    trace.emit(
+        "loader",
+        tier="memory",
+        why=why,
+        size_bytes=filling.contents.size_bytes,
+        verified=filling.proven,
+        fetched_bytes=fetch.fetched_bytes,
+        most_in_flight=fetch.most_in_flight,
+        retries=fetch.retries,
+    )
+    return model, prepared
+
+
+@contextlib.contextmanager
+def _closing_on_error(prepared: Closable) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        prepared.close()
+        raise

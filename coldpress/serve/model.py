@@ -12,6 +12,14 @@ from coldpress.errors import ColdpressError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+CHUNK_TOKENS = 128
+"""So many tokens of a prompt are read at once: in a batch of 128, ending at a multiple of 128."""
+# These change no bit of what is computed; pointers are not options.
+_NEUTRAL = {
+    *("n_ctx", "n_seq_max", "n_threads", "n_threads_batch", "no_perf"),
+    *("cb_eval", "cb_eval_user_data", "abort_callback", "abort_callback_data"),
+    *("samplers", "n_samplers", "ctx_other", "n_outputs_max", "n_outputs_max_per_seq"),
+}
 
 
 class Model:
@@ -81,10 +89,36 @@ class Model:
         text = self.lib.llama_vocab_get_text(self.vocab, token) if token >= 0 else None
         return text.decode(errors="replace") if text else ""
 
+    def metadata(self, key: str) -> str | None:
+        """A metadata entry of the GGUF as text; None if it has none of this key."""
+        return self._text(key) or None
+
+    def context_options(self) -> dict[str, float]:
+        """The options of every context of this model, but for those that change no bit."""
+        params = context_params(self.lib)
+        names = [name for name, *_ in params._fields_ if name not in _NEUTRAL]
+        return {name: getattr(params, name) for name in names}
+
+    @property
+    def keeps_whole_context(self) -> bool:
+        """Whether its memory is a plain KV cache, of which any first part can be kept alone."""
+        lib, handle = self.lib, self.handle
+        lossy = lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle)
+        return not lossy and lib.llama_model_n_swa(handle) == 0
+
     def _text(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(256)
         size = self.lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, 256)
         return buffer.value.decode(errors="replace") if size > 0 else ""
+
+
+def context_params(lib: ModuleType) -> Any:
+    """llama.cpp's context options as every context here has them."""
+    params = lib.llama_context_default_params()
+    params.n_batch = params.n_ubatch = CHUNK_TOKENS
+    params.kv_unified = False
+    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    return params
 
 
 class DecodeError(ColdpressError):
@@ -103,17 +137,12 @@ class Context:
         cells: tokens per sequence.
     """
 
-    def __init__(
-        self, model: Model, *, cells: int, sequences: int, batch_tokens: int, threads: int
-    ) -> None:
+    def __init__(self, model: Model, *, cells: int, sequences: int, threads: int) -> None:
         self._model = model  # libllama wants it to outlive its contexts
         self._lib = lib = model.lib
-        params = lib.llama_context_default_params()
+        params = context_params(lib)
         params.n_ctx = cells * sequences
-        params.n_batch = params.n_ubatch = batch_tokens
         params.n_seq_max = sequences
-        params.kv_unified = False
-        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.n_threads = params.n_threads_batch = threads
         self._handle = lib.llama_init_from_model(model.handle, params)
         if not self._handle:
@@ -122,7 +151,7 @@ class Context:
                 "lower --context or --parallel",
             )
         self._memory = lib.llama_get_memory(self._handle)
-        self._allocate(batch_tokens)
+        self._allocate(CHUNK_TOKENS)
 
     def _allocate(self, size: int) -> None:
         """Lay out a llama_batch over ctypes arrays: a slice assignment fills many rows at once."""
@@ -183,6 +212,30 @@ class Context:
 
         pointer = self._lib.llama_get_logits_ith(self._handle, row)
         return np.ctypeslib.as_array(pointer, shape=(self._model.n_vocab,))
+
+    def state(self, sequence: int) -> bytes:
+        """A sequence's KV state as llama.cpp writes it.
+
+        Raises:
+            DecodeError: llama.cpp cannot write it.
+        """
+        size = self._lib.llama_state_seq_get_size_ext(self._handle, sequence, 0)
+        buffer = (ctypes.c_uint8 * size)()
+        if self._lib.llama_state_seq_get_data_ext(self._handle, buffer, size, sequence, 0) != size:
+            raise DecodeError("llama.cpp cannot write the state of its KV cache", "report this")
+        return bytes(buffer)
+
+    def restore(self, sequence: int, state: Any, keep: int) -> bool:
+        """Put the first ``keep`` tokens of a state into an empty sequence; false: it is refused.
+
+        Args:
+            state: a ctypes array; see ``state``.
+        """
+        size = len(state)
+        if self._lib.llama_state_seq_set_data_ext(self._handle, state, size, sequence, 0) != size:
+            self.forget(sequence)
+            return False
+        return bool(self._lib.llama_memory_seq_rm(self._memory, sequence, keep, -1))
 
     def forget(self, sequence: int) -> None:
         """Free a sequence's cells."""

@@ -83,7 +83,8 @@ def _spelled(model: Model, request: Request) -> tuple[int, ...]:
 
 def _prompt(engine: Engine, request: Request) -> list[int]:
     if request.kind == "chat":
-        tokens = chat.prompt_tokens(engine.model, request.messages, request.tools)
+        messages = chat.with_system(request.messages, engine.system_prompt)
+        tokens = chat.prompt_tokens(engine.model, messages, request.tools)
     else:
         # What a client writes as plain text stays text: "</s>" in it is no end of text.
         tokens = engine.model.tokenize(request.prompt, add_special=True, parse_special=False)
