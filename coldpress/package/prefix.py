@@ -24,7 +24,6 @@ from coldpress.serve.model import CHUNK_TOKENS, Model
 from coldpress.serve.place import shards
 
 _MAX_BYTES = 4 << 20
-_SHORT_TOKENS = 40
 _TIMEOUT_S = 3600
 # What users write begins differently; what these prompts have in common is the prefix.
 _PROBES = ("0", "the", "é", "\n")
@@ -117,27 +116,23 @@ def _common_tokens(model: Model, system_prompt: str) -> list[int]:
 def _cpus(gguf: Path, tokens: list[int], model: Model, state: State) -> list[dict[str, str]]:
     """The CPU backends, ours first, that give the same state bit for bit, tried on this CPU."""
     found = [prefix.cpu()]
-    short = tokens[:_SHORT_TOKENS]
-    expected = prefix_state.evaluate(model, short).digest
+    probe = prefix_state.probe(model, tokens)
     for backend in libllama.backends():
-        if backend.stem.endswith(f"-{found[0]['variant']}"):
-            continue
-        # Most that differ do so at once, and the old instruction sets are slow.
-        if _try(backend, gguf, short).get("digest") == expected:
-            tried = _try(backend, gguf, tokens)
+        if not backend.stem.endswith(f"-{found[0]['variant']}"):
+            tried = _try(backend, gguf, tokens, probe)
             found += [tried["cpu"]] if tried.get("digest") == state.digest else []
     return found
 
 
-def _try(backend: Path, gguf: Path, tokens: list[int]) -> dict[str, Any]:
-    """What a backend makes of the tokens; nothing where it does not run on this CPU."""
+def _try(backend: Path, gguf: Path, tokens: list[int], probe: str) -> dict[str, Any]:
+    """What a backend makes of the tokens; nothing where it differs or does not run on this CPU."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(tokens, file)
         file.flush()
         worker = [sys.executable, "-m", "coldpress.package.prefix_worker"]
         try:
-            said = tools.run([*worker, backend, gguf, file.name], timeout_s=_TIMEOUT_S)
-        except ToolError:
+            said = tools.run([*worker, backend, gguf, file.name, probe], timeout_s=_TIMEOUT_S)
+        except ToolError:  # it announces instructions that this machine does not have
             return {}
-    found: dict[str, Any] = json.loads(said)
+    found: dict[str, Any] = json.loads(said or "{}")
     return found
