@@ -30,6 +30,7 @@ from tests import tiny_gguf
 
 SYSTEM = demo.HELDOUT_TEXT.read_text(encoding="utf-8")[:1200]
 ASKED = ["", "a", "the sea of " * 30, "x" * 95, "日本 " * 20]
+NO_SAMPLER: Any = None
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,9 @@ def model(bare: Path) -> Model:
 
 def cuts(length: int, keep: int = 0, end: int = 0) -> list[tuple[int, int]]:
     """The chunks in which the engine reads a prompt after the first ``keep`` tokens."""
-    generation = Generation(list(range(length)), 1, GenerateOptions(), lambda _event: None)
+    generation = Generation(
+        list(range(length)), 1, GenerateOptions(), NO_SAMPLER, lambda _event: None
+    )
     generation.take(keep)
     generation.chunk_end = end
     found = []
