@@ -24,7 +24,8 @@ from typing import Any
 from coldpress.checkpoint import chunks, fields, gguf_header, index, safetensors_header, shards
 from coldpress.checkpoint.layout import place
 from coldpress.errors import ColdpressError
-from coldpress.serve import contents, prefix
+from coldpress.serve import prefix
+from coldpress.serve.load import contents
 
 REPORT = Path(__file__).resolve().parents[1] / "reports/fuzz.json"
 _MEMORY_BYTES = 1 << 30

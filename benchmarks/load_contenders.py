@@ -36,8 +36,8 @@ def coldpress(tier: str) -> Callable[[str, Marks], None]:
     """Our loader; ``tier`` "auto" chooses."""
 
     def run(path: str, marks: Marks) -> None:
-        from coldpress.serve.loader import open_model
-        from coldpress.serve.place import locate
+        from coldpress.serve.load.loader import open_model
+        from coldpress.serve.load.place import locate
         from coldpress.serve.trace import Trace
 
         trace = Trace()
@@ -144,8 +144,8 @@ def fastsafetensors(path: str, marks: Marks) -> None:
 def coldpress_tensors(path: str, marks: Marks) -> None:
     """Our loader up to the moment where every tensor's bytes are mapped: as the readers above."""
     from coldpress import libllama
-    from coldpress.serve.loader import open_model
-    from coldpress.serve.place import locate
+    from coldpress.serve.load.loader import open_model
+    from coldpress.serve.load.place import locate
     from coldpress.serve.trace import Trace
 
     libllama.load()  # the readers above have imported torch before they begin

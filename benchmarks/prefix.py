@@ -92,7 +92,7 @@ def _with_template(model: Path, scratch: Path) -> Path:
 
 def _system_prompt(folder: Path) -> str:
     """Prose of ``TOKENS`` tokens of this model's."""
-    from coldpress.serve.mapping import load
+    from coldpress.serve.load.mapping import load
 
     model = load([folder / "model.gguf"], "the benchmark's model")
     text = demo.HELDOUT_TEXT.read_text(encoding="utf-8")

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from coldpress import checkpoint
-from coldpress.serve.loader import open_model
+from coldpress.serve.load.loader import open_model
+from coldpress.serve.load.patience import Patience
+from coldpress.serve.load.place import locate
 from coldpress.serve.model import Context, Model
-from coldpress.serve.patience import Patience
-from coldpress.serve.place import locate
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf
 

@@ -19,7 +19,7 @@ from coldpress.quantize.fit import fit
 from coldpress.quantize.layout import predict_size, tensor_bytes
 from coldpress.quantize.source import is_quantizable, open_gguf
 from coldpress.quantize.types import TYPES
-from coldpress.serve import mapping
+from coldpress.serve.load import mapping
 from coldpress.serve.model import Context
 from tests import tiny_gguf
 

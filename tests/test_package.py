@@ -127,7 +127,7 @@ def test_app_layer_is_closed_and_light(tmp_path: Path) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(entry.source.read_bytes())
     # Everything that serving imports, early or late, from the copy alone.
-    modules = ["coldpress.serve.__main__", "coldpress.serve.http", "coldpress.serve.aws_lambda"]
+    modules = ["coldpress.serve.__main__", "coldpress.serve.api.http", "coldpress.serve.aws.front"]
     script = f"import {', '.join(modules)}, coldpress, sys; print(coldpress.__file__, *sys.modules)"
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path / app.APP)}
     done = subprocess.run(

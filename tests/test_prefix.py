@@ -18,12 +18,13 @@ from coldpress.checkpoint import CheckpointOptions, checkpoint, verify
 from coldpress.errors import InputError, IntegrityError, UnsupportedModelError
 from coldpress.package import prefix as build
 from coldpress.package import prefix_state
-from coldpress.serve import chat, prefix
+from coldpress.serve import prefix
+from coldpress.serve.api import chat
+from coldpress.serve.api.reply import Reply
 from coldpress.serve.engine import Engine, EngineOptions
 from coldpress.serve.generation import Delta, Event, Generation
-from coldpress.serve.mapping import load
+from coldpress.serve.load.mapping import load
 from coldpress.serve.model import CHUNK_TOKENS, Context, Model
-from coldpress.serve.reply import Reply
 from coldpress.serve.sampling import GenerateOptions
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf

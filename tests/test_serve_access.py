@@ -233,6 +233,7 @@ def chromium() -> Iterator[Any]:
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("chromium is not installed")
+    playwright.expect.set_options(timeout=60_000)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
@@ -255,7 +256,7 @@ def test_a_person_chats_on_the_page(chromium: Any, open_url: str) -> None:
     assert page.title() == "tiny"
     page.fill("#text", "the sea")
     page.keyboard.press("Enter")
-    expect(page.locator("#status")).to_contain_text("tok/s", timeout=60_000)
+    expect(page.locator("#status")).to_contain_text("tok/s")
     answers = page.locator("li.assistant")
     assert answers.count() == 1 and len(answers.first.inner_text()) > 100
     # Stopped half-way, what is there stays, and the conversation goes on. This model would be done too soon.

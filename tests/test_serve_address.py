@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from coldpress.errors import InputError, RemoteError, ToolError, UsageError
-from coldpress.serve.address import Address, Target, follow, is_address
-from coldpress.serve.place import locate
+from coldpress.serve.load.address import Address, Target, follow, is_address
+from coldpress.serve.load.place import locate
 from tests import loading
 from tests.range_server import State, serving
 

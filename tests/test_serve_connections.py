@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coldpress.serve import sigv4
+from coldpress.serve.aws import sigv4
 from tests import tiny_gguf
 from tests.fake_runtime_api import FakeRuntimeApi, serving
 from tests.runtime_process import running

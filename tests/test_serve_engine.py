@@ -15,7 +15,7 @@ from coldpress.errors import (
 )
 from coldpress.serve.engine import Engine, EngineOptions, QueueFullError
 from coldpress.serve.generation import Delta, Done, Event, Failed
-from coldpress.serve.place import locate
+from coldpress.serve.load.place import locate
 from coldpress.serve.sampling import GenerateOptions
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf, tiny_models

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from coldpress.errors import ColdpressError, InputError, IntegrityError, RemoteError, TooLargeError
-from coldpress.serve import loader
-from coldpress.serve.fetch import Tuner
+from coldpress.serve.load import loader
+from coldpress.serve.load.fetch import Tuner
 from coldpress.serve.trace import Trace
 from tests import loading
 from tests.range_server import Fault, Speed, State, serving
@@ -199,7 +199,7 @@ def test_no_memory_is_named(served: Served, monkeypatch: pytest.MonkeyPatch) -> 
     def full(_file: int, _data: bytes, _position: int) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("coldpress.serve.fetch.os.pwrite", full)
+    monkeypatch.setattr("coldpress.serve.load.fetch.os.pwrite", full)
     with pytest.raises(TooLargeError, match="does not fit into memory: No space left"):
         loading.logits(served[0])
 
@@ -207,7 +207,7 @@ def test_no_memory_is_named(served: Served, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_endless_index_is_not_read(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, served: Served
 ) -> None:
-    monkeypatch.setattr("coldpress.serve.contents.MAX_INDEX_BYTES", 100)
+    monkeypatch.setattr("coldpress.serve.load.contents.MAX_INDEX_BYTES", 100)
     with pytest.raises(RemoteError, match="more than 100 bytes"):
         loading.logits(served[0])
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coldpress.serve.api.messages import Tools
+from coldpress.serve.api.tools import Call, CallReader, notation
 from coldpress.serve.engine import Engine, EngineOptions
-from coldpress.serve.messages import Tools
 from coldpress.serve.sampling import GenerateOptions
-from coldpress.serve.tools import Call, CallReader, notation
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf
 from tests.runtime_process import running

@@ -15,8 +15,8 @@ import httpx
 import openai
 import pytest
 
+from coldpress.serve.api.protocol import MAX_BODY_BYTES
 from coldpress.serve.engine import Engine, EngineOptions
-from coldpress.serve.protocol import MAX_BODY_BYTES
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf
 from tests.runtime_process import RuntimeProcess, running
@@ -218,7 +218,7 @@ def test_the_trace_is_one_line_with_rising_times(model: Path) -> None:
 
 
 def test_before_the_model_is_loaded_it_lives_and_answers_503(model: Path) -> None:
-    from coldpress.serve.http import HttpOptions, build_app
+    from coldpress.serve.api.http import HttpOptions, build_app
 
     engine = Engine(model / "model.gguf", EngineOptions(), Trace())  # not started
 
@@ -270,16 +270,16 @@ def _modules(statement: str) -> set[str]:
 def test_the_runtime_imports_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "pydantic", "typer", "rich", "gguf", "scipy", "fastapi"}
     http = _modules(
-        "import coldpress.serve.__main__, coldpress.serve.http, coldpress.libllama as l; l.load()"
+        "import coldpress.serve.__main__, coldpress.serve.api.http, coldpress.libllama as l; l.load()"
     )
     assert not http & heavy
     assert {"starlette", "uvicorn", "llama_cpp"} <= http
     function = _modules(
-        "import coldpress.serve.__main__, coldpress.serve.aws_lambda, coldpress.libllama as l; "
+        "import coldpress.serve.__main__, coldpress.serve.aws.front, coldpress.libllama as l; "
         "l.load()"
     )
     assert not function & (heavy | {"starlette", "uvicorn", "anyio", "boto3"})
-    light = _modules("import coldpress.serve.aws_lambda, coldpress.serve.__main__")
+    light = _modules("import coldpress.serve.aws.front, coldpress.serve.__main__")
     standard = set(sys.stdlib_module_names) | {"__main__", "coldpress"}
     assert {name for name in light - standard if not name.startswith("__editable__")} <= {
         "_distutils_hack",

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from coldpress.errors import ColdpressError
-from coldpress.serve import aws_lambda
+from coldpress.serve.aws import front as aws_lambda
+from coldpress.serve.aws.runtime_api import RuntimeApi
 from coldpress.serve.engine import Engine, EngineOptions
-from coldpress.serve.runtime_api import RuntimeApi
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf
 from tests.fake_runtime_api import FakeRuntimeApi, Posted, serving

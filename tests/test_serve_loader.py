@@ -10,9 +10,9 @@ import pytest
 from coldpress import libllama
 from coldpress.errors import CorruptModelError, InputError, IntegrityError
 from coldpress.evaluate import page_cache
-from coldpress.serve import loader, prefetch
-from coldpress.serve.file_source import FileSource
-from coldpress.serve.place import locate
+from coldpress.serve.load import loader, prefetch
+from coldpress.serve.load.file_source import FileSource
+from coldpress.serve.load.place import locate
 from tests import loading, tiny_gguf
 
 WAYS: list[dict[str, Any]] = [

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from coldpress.errors import UsageError
-from coldpress.serve import model_cache
-from coldpress.serve.pieces import Contents, File, Piece
+from coldpress.serve.load import model_cache
+from coldpress.serve.load.pieces import Contents, File, Piece
 from tests import loading
 from tests.range_server import State, serving
 
@@ -117,7 +117,7 @@ def test_kill_9_while_copying_leaves_nothing_that_is_believed(
     served: tuple[str, State], expected: bytes, cache: Path, checkpoint: Path
 ) -> None:
     code = (
-        "import os, sys, threading\nfrom coldpress.serve import model_cache\n"
+        "import os, sys, threading\nfrom coldpress.serve.load import model_cache\n"
         "from tests import loading\n"
         "model_cache._AFTER_S, copy = 0, model_cache._copy\n"
         "def half(source, sink, size):\n"
@@ -145,7 +145,7 @@ def test_two_processes_fill_one_entry(checkpoint: Path, expected: bytes, cache: 
             both.wait(60)  # neither can find what the other keeps
 
     code = (
-        "import sys, threading\nfrom coldpress.serve import model_cache\nfrom tests import loading\n"
+        "import sys, threading\nfrom coldpress.serve.load import model_cache\nfrom tests import loading\n"
         "model_cache._AFTER_S = 0\n"
         "print(loading.logits(sys.argv[1], patience=loading.Patience()).hex(), end='')\n"
         "[t.join() for t in threading.enumerate() if t.name == 'keep']"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldpress.serve import chat
-from coldpress.serve.protocol import MAX_BODY_BYTES, ApiError, parse
+from coldpress.serve.api import chat
+from coldpress.serve.api.protocol import MAX_BODY_BYTES, ApiError, parse
 
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 

@@ -24,7 +24,7 @@ from coldpress.checkpoint import index, safetensors_folder, safetensors_header
 from coldpress.checkpoint.chunked import ChunkedFile, differs
 from coldpress.checkpoint.chunks import Chunk, split
 from coldpress.errors import InputError, IntegrityError, UsageError
-from coldpress.serve.prefetch import is_cached
+from coldpress.serve.load.prefetch import is_cached
 from coldpress.serve.threads import usable_cpus
 
 _BLOCK = 4096

@@ -15,7 +15,7 @@ _ENTRY_POINT = "coldpress.serve.__main__"
 
 def entries() -> list[Entry]:
     """Every module that the serving entry point imports, directly or not, and the page it serves."""
-    files = [*_modules(), _ROOT / "serve/page.html"]
+    files = [*_modules(), _ROOT / "serve/api/page.html"]
     return [File(f"{APP}/{path.relative_to(_ROOT.parent)}", path) for path in files]
 
 

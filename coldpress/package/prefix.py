@@ -17,11 +17,12 @@ from coldpress import libllama, tools
 from coldpress.errors import InputError, ToolError, UnsupportedModelError
 from coldpress.package import prefix_state
 from coldpress.package.prefix_state import State
-from coldpress.serve import chat, prefix
-from coldpress.serve.fields import ApiError
-from coldpress.serve.mapping import load
+from coldpress.serve import prefix
+from coldpress.serve.api import chat
+from coldpress.serve.api.fields import ApiError
+from coldpress.serve.load.mapping import load
+from coldpress.serve.load.place import shards
 from coldpress.serve.model import CHUNK_TOKENS, Model
-from coldpress.serve.place import shards
 
 _MAX_BYTES = 4 << 20
 _TIMEOUT_S = 3600

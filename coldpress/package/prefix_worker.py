@@ -13,8 +13,8 @@ from pathlib import Path
 from coldpress import libllama
 from coldpress.package import prefix_state
 from coldpress.serve import prefix
-from coldpress.serve.mapping import load
-from coldpress.serve.place import shards
+from coldpress.serve.load.mapping import load
+from coldpress.serve.load.place import shards
 
 
 def main() -> None:

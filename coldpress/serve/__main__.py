@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from coldpress.errors import ColdpressError, UsageError
-from coldpress.serve import loader
+from coldpress.serve.api.listen import listen
 from coldpress.serve.engine import Engine, EngineOptions
-from coldpress.serve.listen import listen
-from coldpress.serve.place import locate
+from coldpress.serve.load import loader
+from coldpress.serve.load.place import locate
 from coldpress.serve.trace import Trace
 
 _KEYS = "COLDPRESS_API_KEYS"
@@ -99,7 +99,7 @@ def _serve_http(arguments: argparse.Namespace, options: EngineOptions) -> None:
     engine.start()
     try:
         # These imports take a tenth of a second, in which the model is loading already.
-        from coldpress.serve import http
+        from coldpress.serve.api import http
 
         front = http.HttpOptions(
             keys=keys,
@@ -116,8 +116,8 @@ def _serve_http(arguments: argparse.Namespace, options: EngineOptions) -> None:
 
 
 def _serve_lambda(checkpoint: str, options: EngineOptions, address: str) -> None:
-    from coldpress.serve import aws_lambda
-    from coldpress.serve.runtime_api import FunctionError, RuntimeApi
+    from coldpress.serve.aws import front as aws_lambda
+    from coldpress.serve.aws.runtime_api import FunctionError, RuntimeApi
 
     trace = Trace()
     api = RuntimeApi(address)

@@ -10,8 +10,8 @@ from typing import Any
 
 from coldpress import artifact, libllama
 from coldpress.errors import PromptTooLongError, ToolError, UsageError
-from coldpress.serve.address import Address, is_address
 from coldpress.serve.cold_runtime import ColdRuntime, post, started
+from coldpress.serve.load.address import Address, is_address
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from typing import Literal
 
 from coldpress import libllama
 from coldpress.errors import ColdpressError, PromptTooLongError, UsageError
-from coldpress.serve import loader, prefix
+from coldpress.serve import prefix
 from coldpress.serve.constraint import GrammarError, Matcher
 from coldpress.serve.generation import Done, Emit, Failed, Generation, TokenLogprob
+from coldpress.serve.load import loader
+from coldpress.serve.load.patience import Stop
+from coldpress.serve.load.place import Place
 from coldpress.serve.model import CHUNK_TOKENS, Context, DecodeError, Model
-from coldpress.serve.patience import Stop
-from coldpress.serve.place import Place
 from coldpress.serve.sampling import Choice, GenerateOptions, Sampler
 from coldpress.serve.threads import usable_cpus
 from coldpress.serve.trace import Trace

@@ -17,8 +17,8 @@ from typing import Any
 
 from coldpress import libllama
 from coldpress.errors import IntegrityError
+from coldpress.serve.load.place import Place
 from coldpress.serve.model import CHUNK_TOKENS, Model
-from coldpress.serve.place import Place
 
 STATE_NAME = "prefix.kv"
 KEY_NAME = "prefix.json"

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 
 from coldpress.errors import IntegrityError, RemoteError
-from coldpress.serve.address import Target, follow
-from coldpress.serve.patience import Patience
+from coldpress.serve.load.address import Target, follow
+from coldpress.serve.load.patience import Patience
 
 READ_BYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")

@@ -10,8 +10,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from coldpress.serve.fields import ApiError
-from coldpress.serve.messages import Tools
+from coldpress.serve.api.fields import ApiError
+from coldpress.serve.api.messages import Tools
 from coldpress.serve.model import Model
 
 

@@ -19,13 +19,9 @@ from http.client import HTTPException
 from typing import Any, Literal, assert_never
 
 from coldpress.errors import ColdpressError
-from coldpress.serve import emf
-from coldpress.serve.connections import Connection, GoneError
-from coldpress.serve.engine import Engine
-from coldpress.serve.fields import ApiError
-from coldpress.serve.generation import Delta, Done, Event, Failed
-from coldpress.serve.protocol import chat_body, parse
-from coldpress.serve.reply import (
+from coldpress.serve.api.fields import ApiError
+from coldpress.serve.api.protocol import chat_body, parse
+from coldpress.serve.api.reply import (
     ROUTES,
     Reply,
     as_message,
@@ -34,7 +30,11 @@ from coldpress.serve.reply import (
     to_event,
     to_json,
 )
-from coldpress.serve.runtime_api import FunctionError, Invocation, ResponseStream, RuntimeApi
+from coldpress.serve.aws import emf
+from coldpress.serve.aws.connections import Connection, GoneError
+from coldpress.serve.aws.runtime_api import FunctionError, Invocation, ResponseStream, RuntimeApi
+from coldpress.serve.engine import Engine
+from coldpress.serve.generation import Delta, Done, Event, Failed
 
 _MARGIN_S = 1.0
 """An answer ends so long before the deadline, to be delivered whole."""

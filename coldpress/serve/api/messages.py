@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from coldpress.serve import asked, fields
+from coldpress.serve.api import asked, fields
 
 Message = dict[str, Any]
 """``role``, ``content`` and, of an assistant, ``tool_calls`` with their arguments as an object."""

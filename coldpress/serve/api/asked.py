@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from coldpress.serve import fields
+from coldpress.serve.api import fields
 from coldpress.serve.sampling import GenerateOptions
 
 Kind = Literal["chat", "completion"]

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from coldpress.errors import InputError, IntegrityError
-from coldpress.serve.address import Address, is_address
+from coldpress.serve.load.address import Address, is_address
 
 Place = Path | Address
 _MAGIC = b"GGUF"

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from coldpress.errors import InputError, RemoteError
-from coldpress.serve import contents
-from coldpress.serve.address import Address
-from coldpress.serve.http_ranges import HttpObject, MissingError
-from coldpress.serve.patience import Patience, Stop
-from coldpress.serve.pieces import Contents
-from coldpress.serve.place import INDEX_NAME
+from coldpress.serve.load import contents
+from coldpress.serve.load.address import Address
+from coldpress.serve.load.http_ranges import HttpObject, MissingError
+from coldpress.serve.load.patience import Patience, Stop
+from coldpress.serve.load.pieces import Contents
+from coldpress.serve.load.place import INDEX_NAME
 
 _FIRST_HEADER_BYTES = 8 << 20
 _MAX_HEADER_BYTES = 256 << 20

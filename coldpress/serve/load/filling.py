@@ -5,8 +5,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from coldpress.serve.fetch import Fetch, Job, SinkError, Source
-from coldpress.serve.pieces import Contents
+from coldpress.serve.load.fetch import Fetch, Job, SinkError, Source
+from coldpress.serve.load.pieces import Contents
 from coldpress.serve.trace import Trace
 
 
@@ -61,7 +61,7 @@ class Filling:
         for source in self._sources:
             source.close()
         if self._cached and self.fetch.complete:
-            from coldpress.serve import model_cache
+            from coldpress.serve.load import model_cache
 
             model_cache.keep_later(self.contents, self._sinks)
             return

@@ -12,13 +12,13 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from coldpress.serve.api.fields import ApiError
+from coldpress.serve.api.metrics import Metrics
+from coldpress.serve.api.protocol import MAX_BODY_BYTES, chat_body
+from coldpress.serve.api.reply import Reply, as_message, check_ready, to_json
+from coldpress.serve.api.timed import until
 from coldpress.serve.engine import Engine
-from coldpress.serve.fields import ApiError
 from coldpress.serve.generation import Event
-from coldpress.serve.metrics import Metrics
-from coldpress.serve.protocol import MAX_BODY_BYTES, chat_body
-from coldpress.serve.reply import Reply, as_message, check_ready, to_json
-from coldpress.serve.timed import until
 
 MAX_MESSAGE_BYTES = MAX_BODY_BYTES
 

@@ -22,16 +22,16 @@ from coldpress.errors import (
     RemoteError,
     TooLargeError,
 )
-from coldpress.serve.address import Address
-from coldpress.serve.fetch import SinkError
-from coldpress.serve.file_source import FileSource
-from coldpress.serve.filling import Filling
-from coldpress.serve.later import Later
-from coldpress.serve.mapping import load
+from coldpress.serve.load.address import Address
+from coldpress.serve.load.fetch import SinkError
+from coldpress.serve.load.file_source import FileSource
+from coldpress.serve.load.filling import Filling
+from coldpress.serve.load.later import Later
+from coldpress.serve.load.mapping import load
+from coldpress.serve.load.patience import PATIENT, Patience, Stop
+from coldpress.serve.load.place import INDEX_NAME, Place, shards
+from coldpress.serve.load.prefetch import Prefetch, is_cached, latency_s
 from coldpress.serve.model import Model
-from coldpress.serve.patience import PATIENT, Patience, Stop
-from coldpress.serve.place import INDEX_NAME, Place, shards
-from coldpress.serve.prefetch import Prefetch, is_cached, latency_s
 from coldpress.serve.trace import Trace
 
 Tier = Literal["auto", "page-cache", "memory", "plain"]
@@ -160,7 +160,7 @@ def _open_remote(
 
 def _begin(address: Address, patience: Patience, stop: Stop) -> Filling | tuple[Path, ...]:
     """Start to fetch; or the paths of what the local cache has already."""
-    from coldpress.serve import model_cache, remote
+    from coldpress.serve.load import model_cache, remote
 
     described = remote.describe(address, patience, stop)
     if kept := model_cache.find(described.contents):
@@ -178,7 +178,7 @@ def _begin(address: Address, patience: Patience, stop: Stop) -> Filling | tuple[
 
 def _into_memory(paths: Sequence[Path]) -> Filling:
     """Start to read local files into memory, past the page cache; proven if they have an index."""
-    from coldpress.serve.contents import of_files, of_folder
+    from coldpress.serve.load.contents import of_files, of_folder
 
     try:
         contents = of_folder(paths[0])

@@ -9,7 +9,7 @@ from pathlib import Path
 from coldpress.checkpoint import fields, gguf_header, index
 from coldpress.checkpoint.source import PREFIX
 from coldpress.errors import InputError, IntegrityError
-from coldpress.serve.pieces import Contents, Piece, cut, unproven
+from coldpress.serve.load.pieces import Contents, Piece, cut, unproven
 
 MAX_INDEX_BYTES = 32 << 20
 

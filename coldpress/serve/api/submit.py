@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 from coldpress.errors import ColdpressError, PromptTooLongError
-from coldpress.serve import chat, constraint, tools
+from coldpress.serve import constraint
+from coldpress.serve.api import chat, tools
+from coldpress.serve.api.fields import ApiError
+from coldpress.serve.api.protocol import Request
 from coldpress.serve.constraint import GrammarError, Matcher
 from coldpress.serve.engine import Engine, QueueFullError
-from coldpress.serve.fields import ApiError
 from coldpress.serve.generation import Emit, Generation
 from coldpress.serve.model import Model
-from coldpress.serve.protocol import Request
 
 
 def submit(engine: Engine, request: Request, emit: Emit) -> Generation:

@@ -8,10 +8,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from coldpress.serve import asked, fields, messages
-from coldpress.serve.asked import Form, Kind
-from coldpress.serve.fields import ApiError
-from coldpress.serve.messages import Message, Tools
+from coldpress.serve.api import asked, fields, messages
+from coldpress.serve.api.asked import Form, Kind
+from coldpress.serve.api.fields import ApiError
+from coldpress.serve.api.messages import Message, Tools
 from coldpress.serve.sampling import GenerateOptions
 
 MAX_BODY_BYTES = 4 << 20

@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from coldpress.serve import submit
-from coldpress.serve.asked import Kind
+from coldpress.serve.api import submit
+from coldpress.serve.api.asked import Kind
+from coldpress.serve.api.fields import ApiError
+from coldpress.serve.api.protocol import parse
 from coldpress.serve.engine import Engine
-from coldpress.serve.fields import ApiError
 from coldpress.serve.generation import (
     Delta,
     Done,
@@ -18,7 +19,6 @@ from coldpress.serve.generation import (
     Failed,
     TokenLogprob,
 )
-from coldpress.serve.protocol import parse
 
 ROUTES: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
 END_OF_STREAM = b"data: [DONE]\n\n"

@@ -19,17 +19,17 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from coldpress.serve.access import Access
-from coldpress.serve.asked import Kind
+from coldpress.serve.api.access import Access
+from coldpress.serve.api.asked import Kind
+from coldpress.serve.api.fields import ApiError
+from coldpress.serve.api.metrics import CONTENT_TYPE, Metrics
+from coldpress.serve.api.protocol import MAX_BODY_BYTES, parse_tokenize
+from coldpress.serve.api.reply import ROUTES, Reply, check_ready, models, to_json
+from coldpress.serve.api.timed import until
+from coldpress.serve.api.websocket import MAX_MESSAGE_BYTES, chat
 from coldpress.serve.engine import Engine
-from coldpress.serve.fields import ApiError
 from coldpress.serve.generation import Event, Failed
-from coldpress.serve.metrics import CONTENT_TYPE, Metrics
-from coldpress.serve.protocol import MAX_BODY_BYTES, parse_tokenize
-from coldpress.serve.reply import ROUTES, Reply, check_ready, models, to_json
-from coldpress.serve.timed import until
 from coldpress.serve.trace import Trace
-from coldpress.serve.websocket import MAX_MESSAGE_BYTES, chat
 
 _DRAIN_S = 25
 """Seconds that running answers get after SIGTERM; Kubernetes kills after 30, Cloud Run after 10."""

@@ -4,9 +4,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
+from coldpress.serve.api.metrics import Metrics
+from coldpress.serve.api.reply import Reply
 from coldpress.serve.generation import Delta, Event
-from coldpress.serve.metrics import Metrics
-from coldpress.serve.reply import Reply
 
 
 async def until(

@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import Protocol
 
 from coldpress.errors import ColdpressError, IntegrityError, RemoteError
-from coldpress.serve.pieces import Piece
+from coldpress.serve.load.pieces import Piece
 from coldpress.serve.trace import now_s
 
 _READINGS = 3

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coldpress.errors import IntegrityError
-from coldpress.serve.fetch import Fetch, Job
-from coldpress.serve.file_source import FileSource
-from coldpress.serve.pieces import File, unproven
+from coldpress.serve.load.fetch import Fetch, Job
+from coldpress.serve.load.file_source import FileSource
+from coldpress.serve.load.pieces import File, unproven
 from coldpress.serve.threads import usable_cpus
 from coldpress.serve.trace import Trace
 
@@ -53,7 +53,7 @@ class Prefetch:
 
     def _prove(self, paths: Sequence[Path]) -> Fetch:
         # Imported while the kernel reads.
-        from coldpress.serve.contents import of_folder
+        from coldpress.serve.load.contents import of_folder
 
         cpus = usable_cpus()
         files = of_folder(paths[0]).files

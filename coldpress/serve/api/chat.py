@@ -3,8 +3,8 @@
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from coldpress.serve.fields import ApiError
-from coldpress.serve.messages import Message, Tools
+from coldpress.serve.api.fields import ApiError
+from coldpress.serve.api.messages import Message, Tools
 from coldpress.serve.model import Model
 
 if TYPE_CHECKING:

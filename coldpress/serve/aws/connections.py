@@ -5,7 +5,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from urllib.parse import quote, urlsplit
 
 from coldpress.errors import ColdpressError
-from coldpress.serve import sigv4
+from coldpress.serve.aws import sigv4
 
 ENDPOINT = "COLDPRESS_CONNECTIONS_ENDPOINT"
 """Where the management API is, if not at the domain that events name: behind a domain of one's own."""

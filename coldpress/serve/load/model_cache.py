@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coldpress.errors import UsageError
-from coldpress.serve.pieces import Contents
+from coldpress.serve.load.pieces import Contents
 
 _PARTIAL, _LOCK, _TRASH = ".partial", ".lock", ".trash"
 _DEFAULT_BYTES = 16 << 30

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coldpress.serve.fields import ApiError
-from coldpress.serve.metrics import Metrics
-from coldpress.serve.reply import to_json
+from coldpress.serve.api.fields import ApiError
+from coldpress.serve.api.metrics import Metrics
+from coldpress.serve.api.reply import to_json
 
 # What platforms and monitors ask for without a key; nothing of the model is in it.
 _OPEN = frozenset({"/", "/healthz", "/readyz"})

@@ -1,0 +1,1 @@
+"""AWS Lambda: the Runtime API, API Gateway's WebSockets, and metrics in the log."""
