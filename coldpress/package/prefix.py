@@ -18,6 +18,7 @@ from coldpress.errors import InputError, ToolError, UnsupportedModelError
 from coldpress.package import prefix_state
 from coldpress.package.prefix_state import State
 from coldpress.serve import chat, prefix
+from coldpress.serve.engine import DEFAULT_CONTEXT
 from coldpress.serve.mapping import load
 from coldpress.serve.model import CHUNK_TOKENS, Model
 from coldpress.serve.place import shards
@@ -73,11 +74,10 @@ def build(gguf: Path, system_prompt: str, folder: Path) -> Prefix:
             "leave --system-prompt out",
         )
     tokens = _common_tokens(model, system_prompt)
-    if len(tokens) + CHUNK_TOKENS > model.context_tokens:
+    limit = min(DEFAULT_CONTEXT, model.context_tokens)
+    if len(tokens) + CHUNK_TOKENS > limit:
         raise InputError(
-            f"the system prompt has {len(tokens)} tokens, the model's context holds "
-            f"{model.context_tokens}",
-            "shorten it",
+            f"the system prompt has {len(tokens)} tokens, the context holds {limit}", "shorten it"
         )
     state = prefix_state.evaluate(model, tokens)
     shipped = prefix.Shipped(
