@@ -44,9 +44,13 @@ Runs = dict[str, list[Run]]
 class Bench:
     """Starts contenders; ``python`` is the interpreter for those that are no dependency of ours."""
 
-    def __init__(self, peer_python: str, cpus: int) -> None:
+    def __init__(self, peer_python: str, cpus: int = 2) -> None:
         self.peer_python = peer_python
         self.cpus = cpus
+
+    def with_cpus(self, cpus: int) -> "Bench":
+        """The same with another number of CPUs."""
+        return Bench(self.peer_python, cpus)
 
     def run(self, name: str, path: str | Path, **environment: str) -> Run:
         """One process: seconds from its start to each milestone."""
@@ -83,6 +87,10 @@ class Bench:
         for path in _big(folder):
             _read(path)
         return self.run(name, folder)
+
+
+def _fewer(repeats: int) -> int:
+    return max(2, repeats // 2)
 
 
 def _big(folder: Path) -> list[Path]:
@@ -142,14 +150,20 @@ def disk(bench: Bench, repeats: int) -> dict[str, Any]:
 
     runs = in_turns(("fio", *_OURS, *_LLAMA), repeats, run)
     del runs["fio"]
-    return {"runs": runs, "fio_s": fio}
+    one = bench.with_cpus(1)
+    alone = in_turns(("coldpress", *_LLAMA), _fewer(repeats), lambda name: one.cold(name, folder))
+    return {"runs": runs, "fio_s": fio, "one_cpu": alone}
 
 
 def warm(bench: Bench, repeats: int) -> dict[str, Any]:
     """Everything in the page cache."""
     folder = load_model.checkpoint()
-    names = ("coldpress", *_LLAMA, "vocabulary")
-    return {"runs": in_turns(names, repeats, lambda name: bench.warm(name, folder))}
+    names = ("coldpress", "coldpress-tensors", *_LLAMA, "vocabulary")
+    one = bench.with_cpus(1)
+    return {
+        "runs": in_turns(names, repeats, lambda name: bench.warm(name, folder)),
+        "one_cpu": in_turns(names, _fewer(repeats), lambda name: one.warm(name, folder)),
+    }
 
 
 def peers(bench: Bench, repeats: int) -> dict[str, Any]:
@@ -182,9 +196,13 @@ def throttled(bench: Bench, repeats: int) -> dict[str, Any]:
             renew()
             return bench.run(name, mounted)
 
-        device = in_turns(("coldpress", "coldpress-page-cache", "llama.cpp-direct"), repeats, run)
-        # Half a minute each: fewer turns tell as much.
-        device |= in_turns(("llama.cpp-mmap", "llama.cpp-read"), max(2, repeats // 2), run)
+        device = in_turns(
+            ("coldpress", "coldpress-memory", "coldpress-page-cache", "llama.cpp-direct"),
+            repeats,
+            run,
+        )
+        # Half a minute each.
+        device |= in_turns(("llama.cpp-mmap", "llama.cpp-read"), _fewer(repeats), run)
     return {
         "model": {
             "date": "2026-11",
@@ -257,6 +275,9 @@ def headline(report: dict[str, Any]) -> dict[str, float]:
         found["warm_s_per_gb"] = load / (size / 1e9)
         weights = load - _median(runs["vocabulary"], "read_s")
         found["warm_s_per_gb_without_vocabulary"] = weights / (size / 1e9)
+        found["warm_rss_over_weights"] = median(
+            (run["VmRSS"] - run["rss_before"]) / size for run in runs["coldpress-tensors"]
+        )
     if "peers" in report:
         cold, warm_ = report["peers"]["cold"], report["peers"]["warm"]
         found["speedup_vs_transformers"] = _ratio(
@@ -290,15 +311,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cpus", type=int, default=2, help="1 or 2")
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--out", type=Path, default=REPORT)
     asked = parser.parse_args()
     report = json.loads(asked.out.read_text()) if asked.out.exists() else {}
-    bench = Bench(asked.peer_python, asked.cpus)
+    bench = Bench(asked.peer_python)
     report["conditions"] = {
         "cpu": cpu_model(),
-        "cpus": asked.cpus,
+        "cpus": bench.cpus,
         "size_bytes": (load_model.checkpoint() / "model.gguf").stat().st_size,
         "command": "python -m benchmarks.load",
     }
@@ -307,10 +327,9 @@ def main() -> None:
         report[part] = {
             "load_average_before": os.getloadavg()[0],
             "repeats": asked.repeats,
-            "cpus": asked.cpus,
             **measures[part](bench, asked.repeats),
         }
-        report["headline"] = headline(report)
+        report["headline"] = {**report.get("headline", {}), **headline(report)}
         # Keys of fio's depths become text in JSON: written now, they are read the same later.
         report = json.loads(json.dumps(report))
         asked.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

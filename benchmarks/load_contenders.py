@@ -32,7 +32,7 @@ def _first_token(model: Any, context: Any) -> int:
     return int(context.sample(sampler, row))
 
 
-def coldpress(tier: str, *, verify: bool = False) -> Callable[[str, Marks], None]:
+def coldpress(tier: str) -> Callable[[str, Marks], None]:
     """Our loader; ``tier`` "auto" chooses."""
 
     def run(path: str, marks: Marks) -> None:
@@ -42,7 +42,7 @@ def coldpress(tier: str, *, verify: bool = False) -> Callable[[str, Marks], None
 
         trace = Trace()
         marks["open"] = time.monotonic()
-        model, context = open_model(locate(path), _prepare, trace, tier=tier, verify=verify)  # type: ignore[arg-type]
+        model, context = open_model(locate(path), _prepare, trace, tier=tier)  # type: ignore[arg-type]
         marks["loaded"] = time.monotonic()
         marks["token"] = _first_token(model, context)
         marks["first_token"] = time.monotonic()
@@ -149,6 +149,7 @@ def coldpress_tensors(path: str, marks: Marks) -> None:
     from coldpress.serve.trace import Trace
 
     libllama.load()  # the readers above have imported torch before they begin
+    marks["rss_before"] = dict(_memory_bytes())["VmRSS"]
     marks["open"] = time.monotonic()
     open_model(locate(path), lambda model: _Nothing(), Trace())
     marks["loaded"] = time.monotonic()
@@ -175,7 +176,6 @@ CONTENDERS: dict[str, Callable[[str, Marks], None]] = {
     "coldpress": coldpress("auto"),
     "coldpress-page-cache": coldpress("page-cache"),
     "coldpress-memory": coldpress("memory"),
-    "coldpress-page-cache-verified": coldpress("page-cache", verify=True),
     "coldpress-tensors": coldpress_tensors,
     "llama.cpp-mmap": llama_cpp("MMAP"),
     "llama.cpp-read": llama_cpp("NONE"),

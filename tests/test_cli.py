@@ -215,3 +215,25 @@ def test_kill_9_in_the_middle_of_a_run_then_the_next_run_continues(tmp_path: Pat
     assert gated.returncode == 0, gated.stderr
     assert [each["name"] for each in json.loads(gated.stdout)["checks"]] == ["Q4_0"]
     assert (out / "report/cards/Q4_0.md").read_text().count("$ coldpress ") == 2
+
+
+def test_ask_takes_an_address_and_draws_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests import loading
+    from tests.range_server import serving
+
+    monkeypatch.setenv("COLDPRESS_CACHE_BYTES", "0")
+    folder = loading.made(tmp_path / "checkpoint")
+    with serving(folder) as (address, _):
+        done = coldpress("ask", address, "the sea", "--out", tmp_path / "answer", "--trace")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+        drawn = {line.split()[0] for line in done.stderr.splitlines() if "|" in line}
+        assert drawn == {"import", "fetch", "verify", "load", "context", "first_token"}
+        refused(
+            coldpress("ask", f"{address}/none.gguf", "x", "--out", tmp_path / "x"), 4, "not exist"
+        )
+    refused(coldpress("serve", "ftp://host/x"), 5, "No such file")
+    refused(coldpress("serve", "http://user:secret@host/x"), 2, "not an address")
+    refused(coldpress("serve", tmp_path, "--load", "quick"), 2, "no way to load")

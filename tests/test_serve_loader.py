@@ -115,6 +115,29 @@ def test_a_cached_file_is_left_to_llama_cpp_and_a_cold_one_read_ahead(
     assert _said(capfd)["tier"] == "page-cache"
 
 
+def test_a_device_that_answers_late_is_proven_while_it_is_waited_for(
+    checkpoint: Path,
+    expected: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(loader, "is_cached", lambda _paths: False)
+    for answer_s, verified in ((0.01, True), (0.0001, False)):
+        monkeypatch.setattr(loader, "latency_s", lambda _path, answer_s=answer_s: answer_s)
+        assert loading.logits(checkpoint) == expected
+        said = _said(capfd)
+        assert (said["tier"], said["verified"]) == ("page-cache", verified)
+    monkeypatch.setattr(loader, "latency_s", lambda _path: 0.01)
+    (tmp_path / "model.gguf").write_bytes((checkpoint / "model.gguf").read_bytes())
+    assert loading.logits(tmp_path) == expected  # there is no index to prove it by
+    assert _said(capfd)["verified"] is False
+
+
+def test_a_devices_answer_is_timed(checkpoint: Path) -> None:
+    assert 0 < prefetch.latency_s(checkpoint / "model.gguf") < 10
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_prefetch_brings_in_the_whole_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool

@@ -64,13 +64,7 @@ class HttpObject:
             try:
                 response = self._ask({})
                 self._refuse(response)
-                data = response.read(limit + 1)
-                expected = response.getheader("Content-Length", "")
-                if len(data) > limit:
-                    raise RemoteError(f"{self} has more than {limit} bytes", "check the address")
-                if expected.isdecimal() and len(data) != int(expected):
-                    raise _Transient(f"{len(data)} of {expected} bytes came")
-                return data
+                return self._all(response, limit)
             except (_Transient, OSError, HTTPException) as error:
                 failures += 1
                 self._pause(failures, error)
@@ -119,6 +113,19 @@ class HttpObject:
             connection.close()
         self._open.clear()
 
+    def _all(self, response: HTTPResponse, limit: int) -> bytes:
+        expected = response.getheader("Content-Length", "")
+        data = bytearray()
+        began = time.monotonic()
+        while piece := response.read1(READ_BYTES):
+            data += piece
+            if len(data) > limit:
+                raise RemoteError(f"{self} has more than {limit} bytes", "check the address")
+            self._check_pace(began, len(data))
+        if expected.isdecimal() and len(data) != int(expected):
+            raise _Transient(f"{len(data)} of {expected} bytes came")
+        return bytes(data)
+
     def _range(self, start: int, end: int) -> Iterator[bytes]:
         headers = {"Range": f"bytes={start}-{end - 1}"}
         # A weak ETag may stay the same when bytes change: RFC 9110 forbids it in If-Range.
@@ -145,6 +152,8 @@ class HttpObject:
             self._drop()
 
     def _check_pace(self, began: float, received: int) -> None:
+        if self._closed.is_set():
+            raise _Transient("it is no longer wanted")
         taken = time.monotonic() - began
         patience = self.patience
         if taken > patience.stall_s and received < taken * patience.slowest_bytes_per_s:

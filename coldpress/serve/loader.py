@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from coldpress import libllama
-from coldpress.errors import ColdpressError, InputError, IntegrityError, RemoteError
+from coldpress.errors import (
+    ColdpressError,
+    InputError,
+    IntegrityError,
+    RemoteError,
+    TooLargeError,
+)
 from coldpress.serve.address import Address
 from coldpress.serve.fetch import SinkError
 from coldpress.serve.file_source import FileSource
@@ -140,11 +146,16 @@ def _open_remote(
     beginning = Later(lambda: _begin(address, patience, stop))
     with trace.span("import"):
         libllama.load()
-    found = beginning.result()
-    if not isinstance(found, Filling):
-        choice: tuple[Tier, str] = "page-cache", "the local cache has it"
-        return _open_local(found, prepare, trace, choice, verify=False)
-    return _open_filling(found, str(address), "it is remote", prepare, trace)
+    try:
+        found = beginning.result()
+        if isinstance(found, Filling):
+            return _open_filling(found, str(address), "it is remote", prepare, trace)
+    except SinkError as error:
+        raise TooLargeError(
+            f"{address} does not fit into memory: {error}", "give the machine more memory"
+        ) from error
+    choice: tuple[Tier, str] = "page-cache", "the local cache has it"
+    return _open_local(found, prepare, trace, choice, verify=False)
 
 
 def _begin(address: Address, patience: Patience, stop: Stop) -> Filling | tuple[Path, ...]:
