@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -159,6 +160,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, path: Path, start: int, end: int) -> None:
         own_s = time.monotonic()
+        if isinstance(self.connection, ssl.SSLSocket):
+            self.wfile.write(path.read_bytes()[start:end])
+            return
         with path.open("rb") as stream:
             while start < end:
                 count = min(_SLICE_BYTES, end - start)
@@ -193,15 +197,21 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(folder: Path, **settings: Any) -> Iterator[tuple[str, State]]:
-    """Serve a folder on a free port; yields its address and the server's state."""
+def serving(
+    folder: Path, certificate: Path | None = None, **settings: Any
+) -> Iterator[tuple[str, State]]:
+    """Serve a folder on a free port, by TLS with a certificate; yields its address and its state."""
     state = State(folder, **settings)
     handler = type("BoundHandler", (Handler,), {"state": state})
     server = _Server(("127.0.0.1", 0), handler)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", state
+        yield f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}", state
     finally:
         state.released.set()
         server.shutdown()

@@ -20,6 +20,7 @@ from coldpress.package.prefix_state import State
 from coldpress.serve import prefix
 from coldpress.serve.api import chat
 from coldpress.serve.api.fields import ApiError
+from coldpress.serve.engine import DEFAULT_CONTEXT
 from coldpress.serve.load.mapping import load
 from coldpress.serve.load.place import shards
 from coldpress.serve.model import CHUNK_TOKENS, Model
@@ -74,11 +75,10 @@ def build(gguf: Path, system_prompt: str, folder: Path) -> Prefix:
             "leave --system-prompt out",
         )
     tokens = _common_tokens(model, system_prompt)
-    if len(tokens) + CHUNK_TOKENS > model.context_tokens:
+    limit = min(DEFAULT_CONTEXT, model.context_tokens)
+    if len(tokens) + CHUNK_TOKENS > limit:
         raise InputError(
-            f"the system prompt has {len(tokens)} tokens, the model's context holds "
-            f"{model.context_tokens}",
-            "shorten it",
+            f"the system prompt has {len(tokens)} tokens, the context holds {limit}", "shorten it"
         )
     state = prefix_state.evaluate(model, tokens)
     shipped = prefix.Shipped(
