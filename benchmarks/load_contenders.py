@@ -154,7 +154,6 @@ def coldpress_tensors(path: str, marks: Marks) -> None:
     kept = open_model(locate(path), lambda _model: _Nothing(), Trace())
     marks["loaded"] = time.monotonic()
 
-
     marks |= _memory_bytes()  # while the model is there
     del kept
 
