@@ -31,7 +31,7 @@ _TEMPLATE = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content 
 _ASKED = {"role": "user", "content": "hi"}
 
 
-def measure(model: Path, scratch: Path, *, rounds: int = 7) -> dict[str, Any]:
+def measure(model: Path, scratch: Path, *, rounds: int = 5) -> dict[str, Any]:
     """Seconds to the first token, cold and running, of the three ways, and their ratios.
 
     Args:

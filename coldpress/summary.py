@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldpress import artifact
+from coldpress.checkpoint.source import locate
 from coldpress.report import Row, rows
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def text(ran: "Ran") -> str:
     """The whole summary as plain text."""
     parts = ["", _table(rows(ran.evaluations)), "* no smaller file has a lower KL divergence", ""]
     parts.append(f"report      {ran.report / 'report.html'}")
-    parts.append(f"checkpoint  {ran.checkpoint / 'model.gguf'}")
+    parts.append(f"checkpoint  {locate(ran.checkpoint)}")
     for folder in ran.packages:
         image = next(file for file in artifact.read(folder).files if file.name == "image.tar")
         parts.append(f"image       {folder / image.name}  ({image.size_bytes / 1e6:.1f} MB)")

@@ -38,6 +38,7 @@ def weights(archive: Path, made: Packaged) -> list[tuple[str, list[str]]]:
     return found
 
 
+@pytest.mark.slow
 def test_each_shard_is_a_layer_and_the_prefix_another(
     empty_base: None, demo_checkpoint: Path, tmp_path: Path
 ) -> None:

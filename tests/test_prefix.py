@@ -198,8 +198,14 @@ def test_the_backends_that_are_listed_have_the_same_bits(bare: Path, shipped: Pa
     if old is None:
         pytest.skip("a native build has one backend")
     assert "sse42" not in listed
-    tried = build._try(old, bare / "model.gguf", found.tokens)
-    assert tried["cpu"]["variant"] == "sse42" and tried["digest"] != whole.digest
+    gguf = bare / "model.gguf"
+    tokens = found.tokens
+    model = load([gguf], "the demo")
+    assert build._try(old, gguf, tokens, prefix_state.probe(model, tokens)) == {}
+    same = next(path for path in libllama.backends() if path.stem.endswith(f"-{listed[0]}"))
+    tried = build._try(same, gguf, tokens, prefix_state.probe(model, tokens))
+    assert tried == {"digest": whole.digest, "cpu": prefix.cpu()}
+    assert build._try(same, gguf, tokens, "0" * 64) == {}
 
 
 class Served:

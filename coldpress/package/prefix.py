@@ -18,13 +18,13 @@ from coldpress.errors import InputError, ToolError, UnsupportedModelError
 from coldpress.package import prefix_state
 from coldpress.package.prefix_state import State
 from coldpress.serve import chat, prefix
+from coldpress.serve.engine import DEFAULT_CONTEXT
 from coldpress.serve.mapping import load
 from coldpress.serve.model import CHUNK_TOKENS, Model
 from coldpress.serve.place import shards
 from coldpress.serve.protocol import ApiError
 
 _MAX_BYTES = 4 << 20
-_SHORT_TOKENS = 40
 _TIMEOUT_S = 3600
 # What users write begins differently; what these prompts have in common is the prefix.
 _PROBES = ("0", "the", "é", "\n")
@@ -74,11 +74,10 @@ def build(gguf: Path, system_prompt: str, folder: Path) -> Prefix:
             "leave --system-prompt out",
         )
     tokens = _common_tokens(model, system_prompt)
-    if len(tokens) + CHUNK_TOKENS > model.context_tokens:
+    limit = min(DEFAULT_CONTEXT, model.context_tokens)
+    if len(tokens) + CHUNK_TOKENS > limit:
         raise InputError(
-            f"the system prompt has {len(tokens)} tokens, the model's context holds "
-            f"{model.context_tokens}",
-            "shorten it",
+            f"the system prompt has {len(tokens)} tokens, the context holds {limit}", "shorten it"
         )
     state = prefix_state.evaluate(model, tokens)
     shipped = prefix.Shipped(
@@ -117,27 +116,23 @@ def _common_tokens(model: Model, system_prompt: str) -> list[int]:
 def _cpus(gguf: Path, tokens: list[int], model: Model, state: State) -> list[dict[str, str]]:
     """The CPU backends, ours first, that give the same state bit for bit, tried on this CPU."""
     found = [prefix.cpu()]
-    short = tokens[:_SHORT_TOKENS]
-    expected = prefix_state.evaluate(model, short).digest
+    probe = prefix_state.probe(model, tokens)
     for backend in libllama.backends():
-        if backend.stem.endswith(f"-{found[0]['variant']}"):
-            continue
-        # Most that differ do so at once, and the old instruction sets are slow.
-        if _try(backend, gguf, short).get("digest") == expected:
-            tried = _try(backend, gguf, tokens)
+        if not backend.stem.endswith(f"-{found[0]['variant']}"):
+            tried = _try(backend, gguf, tokens, probe)
             found += [tried["cpu"]] if tried.get("digest") == state.digest else []
     return found
 
 
-def _try(backend: Path, gguf: Path, tokens: list[int]) -> dict[str, Any]:
-    """What a backend makes of the tokens; nothing where it does not run on this CPU."""
+def _try(backend: Path, gguf: Path, tokens: list[int], probe: str) -> dict[str, Any]:
+    """What a backend makes of the tokens; nothing where it differs or does not run on this CPU."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(tokens, file)
         file.flush()
         worker = [sys.executable, "-m", "coldpress.package.prefix_worker"]
         try:
-            said = tools.run([*worker, backend, gguf, file.name], timeout_s=_TIMEOUT_S)
-        except ToolError:
+            said = tools.run([*worker, backend, gguf, file.name, probe], timeout_s=_TIMEOUT_S)
+        except ToolError:  # it announces instructions that this machine does not have
             return {}
-    found: dict[str, Any] = json.loads(said)
+    found: dict[str, Any] = json.loads(said or "{}")
     return found

@@ -29,6 +29,16 @@ class State:
         return hashlib.sha256(self.n_tokens.to_bytes(8, "little") + self.data).hexdigest()
 
 
+def probe(model: Model, tokens: list[int]) -> str:
+    """Digest of the state after the first few tokens: kernels that round otherwise show at once."""
+    few = tokens[: 2 * prefix.MIN_ROWS]
+    reader = _Reader(model, few, 0)
+    try:
+        return State(len(few), reader.read([len(few)])[0]).digest
+    finally:
+        reader.close()
+
+
 def evaluate(model: Model, tokens: list[int]) -> State:
     """Read the tokens as the engine does.
 

@@ -207,7 +207,8 @@ class Engine:
     def _step(self) -> None:
         for generation in [one for one in self._running if one.cancelled]:
             self._release(generation)
-        self._admit()
+        for generation in self._admit():
+            self._reuse_prefix(generation)
         if answering := [one for one in self._running if one.answering]:
             self._decode(answering, 1)
         if reading := [one for one in self._running if not one.answering]:
@@ -215,11 +216,12 @@ class Engine:
             first = min(reading, key=lambda one: one.position)
             self._decode([first], first.next_chunk(CHUNK_TOKENS))
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[Generation]:
         """Let requests in while there are free sequences, the lowest first.
 
         llama.cpp decodes neighbouring sequences together and others one after the other.
         """
+        admitted: list[Generation] = []
         with self._changed:
             while self._waiting and self._free_sequences:
                 generation = self._waiting.popleft()
@@ -228,9 +230,10 @@ class Engine:
                 self._trace.mark("request")
                 generation.sequence = heappop(self._free_sequences)
                 generation.sampler = sampling.chain(self.model.lib, generation.options)
-                self._reuse_prefix(generation)
                 self._running.append(generation)
-                self._running.sort(key=lambda one: one.sequence)
+                admitted.append(generation)
+        self._running.sort(key=lambda one: one.sequence)
+        return admitted
 
     def _reuse_prefix(self, generation: Generation) -> None:
         """Start a prompt that begins with the shipped prefix from its state."""
