@@ -10,6 +10,7 @@ and context are made while weights arrive; nothing is computed before the last c
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -41,6 +42,7 @@ _MAP_AT = 0.5
 takes longer than to map one that is. Later, and vocabulary and context would not be ready in time."""
 _REMOTE_FIRST, _REMOTE_MOST = 8, 32
 _DISK_FIRST, _DISK_MOST = 8, 32
+_SWITCH_S = 0.0002
 _NETWORK_S = 0.003
 """A device that needs longer for one small read is behind a network."""
 
@@ -78,16 +80,27 @@ def open_model(
     Raises:
         ColdpressError: it cannot be loaded; the class says what to do.
     """
-    if isinstance(place, Address):
-        return _open_remote(place, prepare, trace, patience, stop or Stop())
-    paths = shards(place)
+    with _eager_threads():
+        if isinstance(place, Address):
+            return _open_remote(place, prepare, trace, patience, stop or Stop())
+        return _open_files(shards(place), prepare, trace, tier, verify=verify)
+
+
+def _open_files(
+    paths: Sequence[Path],
+    prepare: Prepare[Prepared],
+    trace: Trace,
+    tier: Tier,
+    *,
+    verify: bool,
+) -> tuple[Model, Prepared]:
     tier, why, slow = _choose(paths, tier)
     if tier == "memory":
         try:
             filling = Later(lambda: _into_memory(paths))
             with trace.span("import"):
                 libllama.load()
-            return _open_filling(filling.result(), str(place), why, prepare, trace)
+            return _open_filling(filling.result(), str(paths[0]), why, prepare, trace)
         except (OSError, SinkError, RemoteError) as error:
             tier, why = "page-cache", f"memory failed: {error}"
     # Where the device is what takes time, proof costs none.
@@ -225,6 +238,17 @@ def _open_filling(
         retries=fetch.retries,
     )
     return model, prepared
+
+
+@contextlib.contextmanager
+def _eager_threads() -> Iterator[None]:
+    """Let threads that ask for bytes interrupt the one that imports sooner than after Python's 5 ms."""
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual_s)
 
 
 @contextlib.contextmanager

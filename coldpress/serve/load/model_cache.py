@@ -64,15 +64,20 @@ def find(contents: Contents) -> tuple[Path, ...] | None:
 
 def keep_later(contents: Contents, files: Sequence[int]) -> None:
     """Copy a model in the background, in a while, from open files that hold it; they are closed then."""
-    threading.Thread(target=_keep_later, args=(contents, files), name="keep", daemon=True).start()
+    if (where := _where(contents)) is None:
+        for file in files:
+            os.close(file)
+        return
+    arguments = where, contents, files
+    threading.Thread(target=_keep_later, args=arguments, name="keep", daemon=True).start()
 
 
-def _keep_later(contents: Contents, files: Sequence[int]) -> None:
+def _keep_later(where: Path, contents: Contents, files: Sequence[int]) -> None:
     try:
         time.sleep(_AFTER_S)
         # Of this thread alone: answers go before.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        keep(contents, files)
+        _keep(where, contents, files)
     except OSError:  # full, read-only, not ours: it is fetched again the next time
         return
     finally:
@@ -87,8 +92,10 @@ def keep(contents: Contents, files: Sequence[int]) -> bool:
         OSError: it cannot be kept.
     """
     where = _where(contents)
-    if where is None:
-        return False
+    return where is not None and _keep(where, contents, files)
+
+
+def _keep(where: Path, contents: Contents, files: Sequence[int]) -> bool:
     _private(where)
     lock = _locked(where / f"{contents.root_sha256}{_LOCK}")
     if lock is None:
