@@ -11,14 +11,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def generated(reports: Path) -> dict[str, str]:
     """Part name → Markdown."""
-    demo, equal_bytes, ablation = (
+    demo, equal_bytes, ablation, evaluate, load, prefix = (
         json.loads((reports / f"{name}.json").read_text())
-        for name in ("demo", "equal_bytes", "ablation")
+        for name in ("demo", "equal_bytes", "ablation", "evaluate", "load", "prefix")
     )
     return {
         "results": _results(demo),
         "equal-bytes": _equal_bytes(equal_bytes),
         "ablation": _ablation(ablation),
+        "evaluate": _evaluate(evaluate),
+        "load": _load(load, prefix),
         "transcript": _transcript(demo),
     }
 
@@ -76,6 +78,56 @@ def _ablation(report: dict[str, Any]) -> str:
                 _step(step, [_kl(rows, i) for rows in types.values()])
                 for i, step in enumerate(steps)
             ),
+        ]
+    )
+
+
+def _evaluate(report: dict[str, Any]) -> str:
+    head, whole = report["headline"], report["whole_mmlu_demo"]
+    likelihoods = report["loglikelihoods"]
+    return (
+        f"The evaluator runs the shipped file. Its log-likelihoods are within"
+        f" {head['max_loglikelihood_diff_vs_transformers']:.1e} nats of transformers' in float32 (and within"
+        f" {likelihoods['max_difference_from_float64_nats']:.1e} of float64, from which transformers' float32 is"
+        f" {likelihoods['max_difference_of_transformers_from_its_float64_nats']:.1e} away). All"
+        f" {whole['n']:,} questions of MMLU with five examples take {head['mmlu_5shot_tokens'] / 1e6:.2f} M"
+        f" tokens, as every shared beginning is decoded once:"
+        f" {head['mmlu_wall_ratio_vs_one_pass_per_question']:.1f} times faster than a pass per question."
+        f" Perplexity differs from `llama-perplexity` by {head['perplexity_rel_diff_vs_llama_perplexity']:.0e},"
+        f" KL by {100 * head['kl_rel_diff_vs_llama_perplexity']:.2f} %, from a base file"
+        f" {head['kl_base_file_ratio']:.0f} times smaller ([reports/evaluate.json](reports/evaluate.json))."
+    )
+
+
+def _load(report: dict[str, Any], prefix: dict[str, Any]) -> str:
+    head, model = report["headline"], report["throttled"]["model"]
+    size_gb = report["conditions"]["size_bytes"] / 1e9
+    share = 100 * head["throttled_bandwidth_share"]
+    rows = [
+        ("cold disk → first token, over fio's read and a warm first token", head["cold_vs_fio_plus_first_token"]),
+        ("… over llama.cpp's fastest load mode", head["cold_vs_fastest_llama_cpp_mode"]),
+        ("transformers on the bf16 original, over ours", head["speedup_vs_transformers"]),
+        ("reading the tensors: torch.load over ours", head["speedup_vs_torch_load"]),
+        (
+            f"storage of {model['latency_ms']} ms per request and {model['stream_mb_s']} MB/s per stream:"
+            " llama.cpp's mmap over ours",
+            head["throttled_speedup_vs_mmap"],
+        ),
+        (
+            "first token after a shipped system prompt of 1,000 tokens, over that of an empty prompt",
+            prefix["headline"]["prefix_first_token_ratio"],
+        ),
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            f"| a checkpoint of {size_gb:.2f} GB, Llama-3.2-1B's dimensions, 2 CPUs | ratio |",
+            "| --- | ---: |",
+            *(f"| {what} | {ratio:.2f} |" for what, ratio in rows),
+            "",
+            f"Every byte from slow storage is verified on the way, at {share:.0f} % of its"
+            f" {model['total_mb_s']} MB/s. With the file in the page cache it is ready after"
+            f" {head['warm_s_per_gb']:.2f} s per GB, nearly all of it llama.cpp's reading of 128,256 tokens"
+            " ([reports/load.json](reports/load.json), [docs/loading.md](docs/loading.md)).",
         ]
     )
 

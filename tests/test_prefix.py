@@ -21,10 +21,11 @@ from coldpress.package import prefix_state
 from coldpress.serve import prefix
 from coldpress.serve.api import chat
 from coldpress.serve.api.reply import Reply
-from coldpress.serve.engine import Engine, EngineOptions
+from coldpress.serve.engine import Engine
 from coldpress.serve.generation import Delta, Event, Generation
 from coldpress.serve.load.mapping import load
 from coldpress.serve.model import CHUNK_TOKENS, Context, Model
+from coldpress.serve.options import EngineOptions
 from coldpress.serve.sampling import GenerateOptions
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf

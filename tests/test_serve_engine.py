@@ -13,9 +13,10 @@ from coldpress.errors import (
     PromptTooLongError,
     UsageError,
 )
-from coldpress.serve.engine import Engine, EngineOptions, QueueFullError
+from coldpress.serve.engine import Engine, QueueFullError
 from coldpress.serve.generation import Delta, Done, Event, Failed
 from coldpress.serve.load.place import locate
+from coldpress.serve.options import EngineOptions
 from coldpress.serve.sampling import GenerateOptions
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf, tiny_models

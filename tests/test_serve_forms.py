@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from coldpress.serve.api.messages import Tools
 from coldpress.serve.api.tools import Call, CallReader, notation
-from coldpress.serve.engine import Engine, EngineOptions
+from coldpress.serve.engine import Engine
+from coldpress.serve.options import EngineOptions
 from coldpress.serve.sampling import GenerateOptions
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf

@@ -16,7 +16,8 @@ import openai
 import pytest
 
 from coldpress.serve.api.protocol import MAX_BODY_BYTES
-from coldpress.serve.engine import Engine, EngineOptions
+from coldpress.serve.engine import Engine
+from coldpress.serve.options import EngineOptions
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf
 from tests.runtime_process import RuntimeProcess, running

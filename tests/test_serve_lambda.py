@@ -15,7 +15,8 @@ import pytest
 from coldpress.errors import ColdpressError
 from coldpress.serve.aws import front as aws_lambda
 from coldpress.serve.aws.runtime_api import RuntimeApi
-from coldpress.serve.engine import Engine, EngineOptions
+from coldpress.serve.engine import Engine
+from coldpress.serve.options import EngineOptions
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf
 from tests.fake_runtime_api import FakeRuntimeApi, Posted, serving

@@ -20,10 +20,10 @@ from coldpress.package.prefix_state import State
 from coldpress.serve import prefix
 from coldpress.serve.api import chat
 from coldpress.serve.api.fields import ApiError
-from coldpress.serve.engine import DEFAULT_CONTEXT
 from coldpress.serve.load.mapping import load
 from coldpress.serve.load.place import shards
 from coldpress.serve.model import CHUNK_TOKENS, Model
+from coldpress.serve.options import DEFAULT_CONTEXT
 
 _MAX_BYTES = 4 << 20
 _TIMEOUT_S = 3600

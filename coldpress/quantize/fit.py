@@ -12,7 +12,7 @@ from typing import Any, get_args
 from coldpress.errors import UsageError
 from coldpress.package import limits
 from coldpress.quantize.budget import format_size, parse_size
-from coldpress.serve import engine
+from coldpress.serve import options as engine_options
 
 _MIB = 1 << 20
 _F16_BYTES, _F32_BYTES = 2, 4
@@ -57,8 +57,8 @@ def fit(text: str, fields: Mapping[str, Any], context: int | None = None) -> Mem
     """
     target, size = _parse(text)
     shape = _Shape.read(fields)
-    tokens = min(context or engine.DEFAULT_CONTEXT, shape.context)
-    sequences = 1 if target == "lambda" else engine.EngineOptions().parallel
+    tokens = min(context or engine_options.DEFAULT_CONTEXT, shape.context)
+    sequences = 1 if target == "lambda" else engine_options.EngineOptions().parallel
     cells = math.ceil(tokens / _CELLS) * _CELLS
     kv_cache = sequences * cells * shape.kv_values * _F16_BYTES
     compute = _compute_bytes(shape, cells, sequences)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from coldpress.errors import ColdpressError, UsageError
 from coldpress.serve.api.listen import listen
-from coldpress.serve.engine import Engine, EngineOptions
+from coldpress.serve.engine import Engine
 from coldpress.serve.load import loader
 from coldpress.serve.load.place import locate
+from coldpress.serve.options import EngineOptions
 from coldpress.serve.trace import Trace
 
 _KEYS = "COLDPRESS_API_KEYS"
