@@ -30,7 +30,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def open_url(model: Path) -> Iterator[str]:
-    with running(model, "--port", "0", "--quiet") as process:
+    # Room for answers that last longer than a person's way to the stop button.
+    with running(model, "--port", "0", "--quiet", "--context", "60000") as process:
         yield _ready(process)
 
 
