@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import equal_bytes, judge, ours
+from benchmarks.conditions import conditions
 from benchmarks.equal_bytes import Bench
 from coldpress.calibrate import statistics
 from coldpress.quantize import QuantizeOptions, importance, quantize
@@ -139,7 +140,10 @@ def main() -> None:
         found = steps(bench, kind, calibration)
         found += searched(bench, found[1]["size_bytes"], calibration, heals=name in HEALED)
         types[name] = found
-    report = {"conditions": equal_bytes.conditions("python -m benchmarks.ablation"), "types": types}
+    report = {
+        "conditions": {**conditions("python -m benchmarks.ablation"), "judge": judge.COMMAND},
+        "types": types,
+    }
     REPORT.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

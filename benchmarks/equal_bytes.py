@@ -7,11 +7,8 @@ the judge, on text that nobody calibrated on. Files stay in ``runs/equal_bytes``
 reused.
 """
 
-import datetime
 import json
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import answers, equal_bytes_figure, gptq_rival, judge, ours, rivals, subjects
+from benchmarks.conditions import conditions
 from benchmarks.rivals import File
 from benchmarks.rows import Row, headline, in_scope, versus
 from benchmarks.subjects import Subject
-from coldpress import artifact, libllama
+from coldpress import artifact
 from coldpress.checkpoint import gguf_header
 from coldpress.convert import ConvertOptions, convert
-from coldpress.evaluate.describe import cpu_model
 from coldpress.quantize.types import TYPES
 from coldpress.report.paired import paired
 
@@ -182,7 +179,12 @@ def write(models: dict[str, Any]) -> None:
         "n_budgets": sum(each["preset"] is not None for each in in_scope(everything)),
         "definitions": DEFINITIONS,
         "headline_by_model": {name: headline(model["budgets"]) for name, model in models.items()},
-        "conditions": conditions("python -m benchmarks.equal_bytes"),
+        "conditions": {
+            **conditions("python -m benchmarks.equal_bytes"),
+            "judge": judge.COMMAND,
+            "imatrix": rivals.IMATRIX_COMMAND,
+            "quantize": rivals.QUANTIZE_COMMAND,
+        },
         "models": models,
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
@@ -201,23 +203,6 @@ def _rounding_cost() -> dict[str, Any]:
     )
     known = json.loads(ROUNDING_COST.read_text())["headline"] if ROUNDING_COST.is_file() else {}
     return {name: known.get(name) for name in names}
-
-
-def conditions(command: str) -> dict[str, Any]:
-    """What a reader needs to repeat it."""
-    git = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True, cwd=ROOT)
-    return {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
-        "command": command,
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "llama_cpp": f"as vendored by llama-cpp-python {libllama.version()}",
-        "judge": judge.COMMAND,
-        "imatrix": rivals.IMATRIX_COMMAND,
-        "quantize": rivals.QUANTIZE_COMMAND,
-    }
 
 
 def _title(row: Row) -> str:

@@ -26,8 +26,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks import load_model
+from benchmarks.conditions import conditions
 from coldpress.evaluate import page_cache
-from coldpress.evaluate.describe import cpu_model
 
 REPORT = Path(__file__).resolve().parents[1] / "reports/load.json"
 PARTS = ("disk", "warm", "peers", "throttled")
@@ -323,10 +323,8 @@ def main() -> None:
     report = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     bench = Bench(asked.peer_python)
     report["conditions"] = {
-        "cpu": cpu_model(),
-        "cpus": bench.cpus,
+        **conditions("python -m benchmarks.load"),
         "size_bytes": (load_model.checkpoint() / "model.gguf").stat().st_size,
-        "command": "python -m benchmarks.load",
     }
     measures = {"disk": disk, "warm": warm, "peers": peers, "throttled": throttled}
     for part in asked.only or PARTS:

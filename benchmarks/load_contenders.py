@@ -42,7 +42,7 @@ def coldpress(tier: str) -> Callable[[str, Marks], None]:
 
         trace = Trace()
         marks["open"] = time.monotonic()
-        model, context = open_model(locate(path), _prepare, trace, tier=tier)  # type: ignore[arg-type]
+        model, context = open_model(locate(path), _prepare, trace, tier=tier)
         marks["loaded"] = time.monotonic()
         marks["token"] = _first_token(model, context)
         marks["first_token"] = time.monotonic()

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -167,17 +166,13 @@ def _ratio(figures: dict[str, Any], key: str, of: str, to: str) -> float:
 def main() -> None:
     """Measure and write the report."""
     from benchmarks import load_model
-    from coldpress.evaluate.describe import cpu_model
+    from benchmarks.conditions import conditions
 
     model = load_model.checkpoint()
     with tempfile.TemporaryDirectory(dir=load_model.FOLDER) as scratch:
         report = measure(model, Path(scratch))
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     report |= {
-        "machine": {"cpu": cpu_model(), "cpus": len(os.sched_getaffinity(0))},
-        "commit": commit.stdout.strip(),
+        "conditions": conditions("python -m benchmarks.prefix"),
         "model": "random weights of Llama-3.2-1B's dimensions, Q4_K_M's types",
     }
     with contextlib.suppress(FileNotFoundError):

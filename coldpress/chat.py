@@ -8,11 +8,11 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from coldpress.errors import ColdpressError, ToolError, UsageError
+from coldpress.serve import sse
 
 KEY = "COLDPRESS_API_KEY"
 _READY_S = 600
@@ -74,14 +74,9 @@ class Chat:
         with self._asked("POST", _ROUTE, {**self.options, **body}) as response:
             if response.status != 200:
                 raise _refusal(response)
-            for line in response:
-                if not line.startswith(b"data: {"):
-                    continue
-                event = json.loads(line.removeprefix(b"data: "))
-                if "error" in event:
-                    raise ToolError(f"the server failed: {event['error']['message']}", "try again")
-                self.usage = event.get("usage") or self.usage
-                for choice in event["choices"]:
+            for chunk in sse.chunks(response):
+                self.usage = chunk.get("usage") or self.usage
+                for choice in chunk["choices"]:
                     if piece := choice["delta"].get("content"):
                         yield piece
 
@@ -121,12 +116,14 @@ def at(where: str) -> Iterator[Chat]:
     Raises:
         ToolError: it cannot be reached or started.
     """
-    if "://" in where:
+    if where.startswith(("http://", "https://")):
         yield Chat(where, os.environ.get(KEY))
         return
     from coldpress.serve.cold_runtime import started
+    from coldpress.serve.load.place import locate
 
-    with started(Path(where), ["--quiet", "--parallel", "1"]) as runtime:
+    locate(where)  # what is wrong with it is said here, not by a process that ends
+    with started(where, ["--quiet", "--parallel", "1"]) as runtime:
         yield Chat(f"http://127.0.0.1:{runtime.event('listening')['port']}")
 
 

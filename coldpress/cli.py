@@ -1,14 +1,13 @@
 """The commands: one per stage, each a single call. Words for people go to stderr, the result to stdout."""
 
-import dataclasses
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
+from coldpress import cli_runs, cli_serve
+from coldpress.cli_output import Json, Out, print_result
 from coldpress.errors import ColdpressError, UsageError
 
 app = typer.Typer(
@@ -19,17 +18,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-runs_app = typer.Typer(help="What was run, and what came of it.", no_args_is_help=True)
-app.add_typer(runs_app, name="runs")
+app.add_typer(cli_runs.app, name="runs")
+app.add_typer(cli_serve.app)
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="folder of the artifact to write")]
-Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON line")]
 Store = Annotated[
     Path | None,
     typer.Option("--store", envvar="COLDPRESS_RUNS", help="run store; default: .store beside OUT"),
 ]
-Runs = Annotated[Path, typer.Option("--store", envvar="COLDPRESS_RUNS", help="run store")]
-_DEFAULT_STORE = Path("runs/.store")
 Text = Annotated[Path | None, typer.Option(help="plain text file; default: the embedded text")]
 
 
@@ -50,8 +45,8 @@ def run(
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
-    _remember(runs.of_run(loaded, ran), store or runs.beside(ran.out))
-    _print(ran, json_, summary.text(ran))
+    cli_runs.remember(runs.of_run(loaded, ran), store or runs.beside(ran.out))
+    print_result(ran, json_, summary.text(ran))
 
 
 @app.command()
@@ -73,7 +68,7 @@ def convert(
         llama_cpp=str(llama_cpp) if llama_cpp else None,
         revision=revision,
     )
-    _print(stage.convert(model, out, options), json_)
+    print_result(stage.convert(model, out, options), json_)
 
 
 @app.command()
@@ -94,7 +89,7 @@ def calibrate(
 
     options = stage.CalibrateOptions(context=context, max_tokens=max_tokens)
     given = text or demo.CALIBRATION_TEXT
-    _print(stage.calibrate(model, out, options, text=given, against=against or ()), json_)
+    print_result(stage.calibrate(model, out, options, text=given, against=against or ()), json_)
 
 
 @app.command()
@@ -127,7 +122,7 @@ def quantize(
     from coldpress import quantize as stage
 
     if _wants_gptq(format_, method):
-        _print(_gptq(model or gguf, out, bits, calibration), json_)
+        print_result(_gptq(model or gguf, out, bits, calibration), json_)
         return
     given = {"calibration": calibration, "model": model}
     options = stage.QuantizeOptions(
@@ -141,7 +136,7 @@ def quantize(
         heal=heal,
     )
     for folder, each in stage.sweep(out, options, sweep).items():
-        _print(stage.quantize(gguf, folder, each, **given), json_)
+        print_result(stage.quantize(gguf, folder, each, **given), json_)
 
 
 def _wants_gptq(format_: str, method: str | None) -> bool:
@@ -182,7 +177,7 @@ def inspect(
     if not json_:
         inspection.show(inspected)
         return
-    _print(inspected, json_)
+    print_result(inspected, json_)
 
 
 @app.command()
@@ -236,8 +231,8 @@ def evaluate(
     asked = None if questions is None else hub_questions.resolve(questions)
     given = {"questions": asked, "text": text or demo.HELDOUT_TEXT, "base": base}
     evaluated = stage.evaluate(gguf, out, options, definitions=task_folder, **given)
-    _remember(runs.of_evaluation(gguf, out), store or runs.beside(out))
-    _print(evaluated, json_)
+    cli_runs.remember(runs.of_evaluation(gguf, out), store or runs.beside(out))
+    print_result(evaluated, json_)
 
 
 @app.command()
@@ -250,7 +245,7 @@ def report(
     """Compare evaluations on one page."""
     from coldpress import report as stage
 
-    _print(stage.report(evaluations, out, stage.ReportOptions(title=title)), json_)
+    print_result(stage.report(evaluations, out, stage.ReportOptions(title=title)), json_)
 
 
 @app.command()
@@ -273,7 +268,7 @@ def gate(
     gated = stage.check(run, limits, only or ())
     print("\n".join(stage.lines(gated)), file=sys.stderr)
     if json_:
-        _print(gated, json_)
+        print_result(gated, json_)
     stage.enforce(gated)
 
 
@@ -293,11 +288,11 @@ def checkpoint(
     if plain and (shards is not None or shard_size is not None):
         raise UsageError("a plain GGUF is one file", "leave --plain or the shards out")
     if plain:
-        _print(stage.plain(gguf, out), json_)
+        print_result(stage.plain(gguf, out), json_)
         return
     size = None if shard_size is None else parse_size(shard_size)
     options = stage.CheckpointOptions(shards=shards, shard_bytes=size)
-    _print(stage.checkpoint(gguf, out, options), json_)
+    print_result(stage.checkpoint(gguf, out, options), json_)
 
 
 @app.command()
@@ -308,7 +303,7 @@ def index(
     """Write a digest per chunk beside safetensors files, which stay as they are."""
     from coldpress.checkpoint.safetensors_folder import index_folder
 
-    _print(index_folder(folder), json_)
+    print_result(index_folder(folder), json_)
 
 
 @app.command()
@@ -330,11 +325,11 @@ def verify(
         if chunk or tensor:
             raise UsageError(f"{path} has no chunks", "only checkpoints have; leave --chunk out")
         artifact.verify(path)
-        _print({"path": str(path), "verified": True}, json_, f"{path}: every file is intact")
+        print_result({"path": str(path), "verified": True}, json_, f"{path}: every file is intact")
         return
     numbers = None if chunk is None else [n for text in chunk for n in stage.parse_chunks(text)]
     check = verify_folder if is_safetensors(path) else stage.verify
-    _print(check(path, numbers=numbers, tensors=tensor, threads=threads), json_)
+    print_result(check(path, numbers=numbers, tensors=tensor, threads=threads), json_)
 
 
 @app.command()
@@ -361,92 +356,7 @@ def package(
         system_prompt=str(system_prompt) if system_prompt else None,
         **limit,
     )
-    _print(stage.package(checkpoint, out, options), json_)
-
-
-@app.command(
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-)
-def serve(context: typer.Context) -> None:
-    """Serve a checkpoint: the OpenAI API on the CPU."""
-    from coldpress.serve.__main__ import main as serve_main
-
-    raise typer.Exit(serve_main(context.args))
-
-
-@app.command()
-def ask(
-    checkpoint: Annotated[str, typer.Argument(help="folder that checkpoint wrote, or its address")],
-    prompt: Annotated[str, typer.Argument(help="what to ask")],
-    out: Out,
-    trace: Annotated[
-        bool, typer.Option("--trace", help="draw what the start consisted of")
-    ] = False,
-    json_: Json = False,
-) -> None:
-    """Start the runtime cold, ask it one question, time it."""
-    from coldpress.serve import ask as stage
-    from coldpress.serve import timeline
-
-    answer = stage.ask(checkpoint, out, stage.AskOptions(prompt=prompt))
-    if trace:
-        print(timeline.draw(answer.timeline), file=sys.stderr)
-    _print(answer, json_, answer.text)
-
-
-@app.command()
-def chat(
-    where: Annotated[str, typer.Argument(help="a server's address, or a checkpoint to serve")],
-    system: Annotated[str | None, typer.Option(help="what the model is told first")] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 1.0,
-    max_tokens: Annotated[int | None, typer.Option(help="of each answer")] = None,
-    seed: Annotated[int | None, typer.Option(help="makes answers repeatable")] = None,
-) -> None:
-    """Chat in the terminal with a server or a checkpoint; lines from a pipe are answered in turn."""
-    from coldpress import chat as terminal
-
-    asked = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    with terminal.at(where) as opened:
-        opened.options = {name: value for name, value in asked.items() if value is not None}
-        terminal.talk(opened, system)
-
-
-@runs_app.command("ls")
-def runs_ls(store: Runs = _DEFAULT_STORE, json_: Json = False) -> None:
-    """List what was run, the oldest first."""
-    from coldpress.runs import show
-
-    listed = _listing(store)
-    _shown(listed, json_, show.runs)
-
-
-@runs_app.command("show")
-def runs_show(
-    id_: Annotated[str, typer.Argument(metavar="ID", help="start of an id or a run id")],
-    store: Runs = _DEFAULT_STORE,
-    json_: Json = False,
-) -> None:
-    """Print everything that is recorded of a run."""
-    from coldpress import runs
-    from coldpress.runs import show
-
-    _shown(runs.find(_listing(store), id_), json_, show.run)
-
-
-@runs_app.command("diff")
-def runs_diff(
-    a: Annotated[str, typer.Argument(help="start of an id or a run id")],
-    b: Annotated[str, typer.Argument(help="start of another")],
-    store: Runs = _DEFAULT_STORE,
-    json_: Json = False,
-) -> None:
-    """Print what two runs did otherwise, and their figures side by side."""
-    from coldpress import runs
-    from coldpress.runs import show
-
-    listed = _listing(store)
-    _shown(runs.diff(runs.find(listed, a), runs.find(listed, b)), json_, show.difference)
+    print_result(stage.package(checkpoint, out, options), json_)
 
 
 def version(value: bool) -> None:
@@ -478,48 +388,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(1)
-
-
-def _remember(record: Any, store: Path) -> None:
-    """Append to the run store; a full disk there must not take the result away."""
-    from coldpress import runs
-    from coldpress.progress import note
-
-    try:
-        runs.append(store, record)
-    except OSError as error:
-        note(f"note: not recorded in {store}: {error.strerror}")
-
-
-def _listing(store: Path) -> Any:
-    """A store's listing; what is damaged is named on stderr and left out."""
-    from coldpress import runs
-    from coldpress.progress import note
-
-    listed = runs.listing(store)
-    for damage in listed.damaged:
-        note(f"note: skipped {damage}")
-    return listed
-
-
-def _shown(result: Any, as_json: bool, show: Callable[[Any], None]) -> None:
-    if as_json:
-        _print(result, as_json)
-    else:
-        show(result)
-
-
-def _print(result: Any, as_json: bool, text: str | None = None) -> None:
-    if as_json:
-        data = result if isinstance(result, dict) else dataclasses.asdict(result)
-        print(json.dumps(data, default=str, ensure_ascii=False))
-        return
-    if text is not None:
-        print(text)
-        return
-    for name, value in vars(result).items():
-        print(f"  {name:<20} {value}", file=sys.stderr)
-    print(getattr(result, "path", ""))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """What several stages' tests share: the demo model's folder, the shared data, tiny random models."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,3 +111,17 @@ def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory, demo_gguf: Path) -
     quantize(demo_gguf, folder / "quantize", QuantizeOptions(type="Q8_0"))
     checkpoint(folder / "quantize", folder / "checkpoint", CheckpointOptions())
     return folder / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser, driven by playwright."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("chromium is not installed")
+    playwright.expect.set_options(timeout=60_000)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

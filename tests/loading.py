@@ -32,7 +32,7 @@ def prepare(model: Model) -> Context:
 def logits(place: str | Path, *, trace: Trace | None = None, **options: object) -> bytes:
     """Load a model and decode a prompt: the last token's logits, every bit of them."""
     options = {"patience": HASTY, **options}
-    _model, context = open_model(locate(place), prepare, trace or Trace(), **options)  # type: ignore[arg-type]
+    _model, context = open_model(locate(place), prepare, trace or Trace(), **options)
     try:
         return decoded(context)
     finally:

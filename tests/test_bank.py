@@ -52,7 +52,7 @@ def test_the_lower_error_on_held_out_inputs_is_kept(
     tmp_path: Path, random_gguf: Path, random_imatrix: Path
 ) -> None:
     made = bank(tmp_path, random_gguf, random_imatrix)
-    name, kind = "blk.1.ffn_up.weight", TYPES["Q3_K"]
+    name, kind = "blk.1.attn_output.weight", TYPES["Q3_K"]
     candidate = made.candidate(name, kind)
     known = statistics.read(random_imatrix)
     reader = source.open_unquantized(source.gguf_path(random_gguf))
@@ -63,8 +63,7 @@ def test_the_lower_error_on_held_out_inputs_is_kept(
     error = np.square((W - Q) @ X.T).sum() / np.square(W @ X.T).sum()
     assert candidate.rounding == "compensated"
     assert candidate.error == pytest.approx(error, rel=1e-4)
-    # The text is the repository's own, and moves this a little: 0.64 to 0.80 of the imatrix's were seen.
-    assert candidate.error < 0.9 * candidate.imatrix_error
+    assert candidate.error < 0.8 * candidate.imatrix_error
 
 
 def test_feedback_that_does_not_hold_is_not_kept(

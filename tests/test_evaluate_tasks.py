@@ -175,7 +175,7 @@ def test_what_cannot_be_asked_is_refused(
 
 
 def test_chat_is_what_the_runtime_renders(stories: tuple[Path, Path]) -> None:
-    from coldpress.serve.api.chat import render
+    from coldpress.serve.api.template import render
 
     template = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"

@@ -19,7 +19,7 @@ from coldpress.errors import InputError, IntegrityError, UnsupportedModelError
 from coldpress.package import prefix as build
 from coldpress.package import prefix_state
 from coldpress.serve import prefix
-from coldpress.serve.api import chat
+from coldpress.serve.api import template
 from coldpress.serve.api.reply import Reply
 from coldpress.serve.engine import Engine
 from coldpress.serve.generation import Delta, Event, Generation
@@ -107,8 +107,8 @@ def loaded(folder: Path, sequences: int) -> prefix.State:
 
 
 def prompt(model: Model, text: str) -> list[int]:
-    messages = chat.with_system(({"role": "user", "content": text},), SYSTEM)
-    return chat.prompt_tokens(model, messages)
+    messages = template.with_system(({"role": "user", "content": text},), SYSTEM)
+    return template.prompt_tokens(model, messages)
 
 
 @pytest.mark.parametrize("more", [1, 5, 7, 8, 30, 47, 48, 50, 54, 55, 56, 60, 128, 130, 200, 400])

@@ -1,7 +1,5 @@
 """The report in Chromium: light and dark, on a desk and on a phone, for keys and screen readers."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +21,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = made_evaluations.write_all(folder, subjects=_MMLU, speed=speed)
     report(made, folder / "report", ReportOptions())
     return folder / "report"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def test_nothing_is_fetched_and_nothing_is_refused(chromium: Any, written: Path) -> None:

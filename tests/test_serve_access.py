@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -228,19 +227,6 @@ def test_a_websocket_needs_the_key_too(keyed_url: str) -> None:
         assert _converse(socket, json.dumps({"messages": HELLO, "max_tokens": 3}))[0]
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("chromium is not installed")
-    playwright.expect.set_options(timeout=60_000)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 def _ask_for_more(route: Any) -> None:
     body = {**json.loads(route.request.post_data), "max_tokens": 60_000}
     route.continue_(post_data=json.dumps(body))
@@ -258,6 +244,7 @@ def test_a_person_chats_on_the_page(chromium: Any, open_url: str) -> None:
     page.fill("#text", "the sea")
     page.keyboard.press("Enter")
     expect(page.locator("#status")).to_contain_text("tok/s")
+    expect(page.locator("#status")).to_contain_text("512 tokens, cut off")
     answers = page.locator("li.assistant")
     assert answers.count() == 1 and len(answers.first.inner_text()) > 100
     # Stopped half-way, what is there stays, and the conversation goes on. This model would be done too soon.

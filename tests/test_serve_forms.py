@@ -13,6 +13,7 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from websockets.sync.client import connect
 
 from coldpress.serve.api.messages import Tools
 from coldpress.serve.api.tools import Call, CallReader, notation
@@ -370,6 +371,24 @@ def test_a_streamed_call_is_the_whole_one(client: openai.OpenAI) -> None:
     ]
     again = client.chat.completions.create(model="t", messages=told, tools=[WEATHER], max_tokens=5)
     assert again.choices
+
+
+def test_a_websocket_calls_tools_too(client: openai.OpenAI) -> None:
+    asked: Any = {
+        "messages": [{"role": "user", "content": "x"}], "tools": [WEATHER],
+        "tool_choice": "required", "seed": 9,
+    }  # fmt: skip
+    whole = client.chat.completions.create(model="t", **asked).choices[0].message.tool_calls
+    address = str(client.base_url).replace("http", "ws", 1) + "chat/ws"
+    with connect(address) as socket:
+        socket.send(json.dumps(asked))
+        said = [json.loads(socket.recv(timeout=60))]
+        while said[-1]["type"] != "done":
+            said.append(json.loads(socket.recv(timeout=60)))
+    assert [each["type"] for each in said] == ["tool_calls", "done"]
+    (call,) = said[0]["tool_calls"]
+    assert whole is not None and call["function"]["arguments"] == whole[0].function.arguments
+    assert said[1]["finish_reason"] == "tool_calls"
 
 
 def test_a_template_without_tools_refuses_them(tmp_path: Path) -> None:

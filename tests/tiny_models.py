@@ -1,10 +1,10 @@
-"""Tiny random models of several families, with tokenizers trained on this project's own source."""
+"""Tiny random models of several families, with tokenizers trained on the embedded texts."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import coldpress
+from coldpress import demo
 from coldpress.demo.tokenizer import CHAT_SYMBOLS, write_configs
 
 VOCAB = 512
@@ -29,10 +29,10 @@ LLAMA3_RULE = QWEN2_RULE.replace(r"\p{N}|", r"\p{N}{1,3}|")
 
 
 def own_text() -> str:
-    """Some ten kilobytes of text that is always there, with numbers."""
-    sources = sorted(Path(coldpress.__file__).parent.glob("*.py"))
+    """Some eighty kilobytes of text that stays as it is, with numbers."""
+    texts = (demo.CALIBRATION_TEXT, demo.TRAIN_TEXT)
     numbers = " ".join("3" * (1 + index % 5) for index in range(500))
-    return "\n".join([*(path.read_text(encoding="utf-8") for path in sources), numbers])
+    return "\n".join([*(path.read_text(encoding="utf-8")[:40_000] for path in texts), numbers])
 
 
 def sentencepiece(folder: Path) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import mmap
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
@@ -117,7 +118,7 @@ def _readings(folder: Path, device: torch.device, *, verify: bool) -> "list[_Rea
     return [kind(file.path, file, device) for file in safetensors_folder.opened(folder, listed)]
 
 
-class _Reading:
+class _Reading(ABC):
     """One file on its way into memory; ``read`` is called from several threads."""
 
     def __init__(self, path: Path, known: ChunkedFile | None, device: torch.device) -> None:
@@ -140,13 +141,13 @@ class _Reading:
                 return
             opened.callback(os.close, self._direct)
 
+    @abstractmethod
     def read(self, piece: Chunk) -> None:
         """Read and check one piece of the data section."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bytes_from(self, start: int, count: int) -> torch.Tensor:
         """Bytes of the data section as a view, where the tensors are to be."""
-        raise NotImplementedError
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor, as a view of what was read."""
@@ -278,7 +279,7 @@ class _Staged(_Reading):
             skip = -raw.data_ptr() % _BLOCK
             self._own.stage = raw[skip : skip + size - _BLOCK]
             self._own.stream = (
-                torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+                torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch says no type
                 if on_gpu
                 else None
             )

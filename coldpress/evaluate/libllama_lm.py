@@ -83,8 +83,8 @@ class LibllamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """A conversation as the prompt that the runtime would render."""
-        from coldpress.serve.api.chat import render
         from coldpress.serve.api.fields import ApiError
+        from coldpress.serve.api.template import render
 
         bos, eos = (self._model.name(token) for token in (self._model.bos, self._model.eos))
         try:

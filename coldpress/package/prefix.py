@@ -18,7 +18,7 @@ from coldpress.errors import InputError, ToolError, UnsupportedModelError
 from coldpress.package import prefix_state
 from coldpress.package.prefix_state import State
 from coldpress.serve import prefix
-from coldpress.serve.api import chat
+from coldpress.serve.api import template
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.load.mapping import load
 from coldpress.serve.load.place import shards
@@ -99,8 +99,8 @@ def _common_tokens(model: Model, system_prompt: str) -> list[int]:
     """The tokens with which every chat under this system prompt begins."""
     try:
         prompts = [
-            chat.prompt_tokens(
-                model, chat.with_system(({"role": "user", "content": probe},), system_prompt)
+            template.prompt_tokens(
+                model, template.with_system(({"role": "user", "content": probe},), system_prompt)
             )
             for probe in _PROBES
         ]

@@ -8,7 +8,7 @@ from coldpress import artifact
 from coldpress.card import Card, Measured, of_folder
 from coldpress.errors import InputError
 from coldpress.evaluate.result import Evaluation
-from coldpress.report.compare import Row, names
+from coldpress.report.compare import Compared
 
 FOLDER = "cards"
 _GGUF = "model.gguf"
@@ -31,21 +31,17 @@ def measured_artifacts(evaluations: Sequence[Path]) -> dict[Path, Path]:
     }
 
 
-def texts(
-    evaluations: Sequence[Path],
-    read: Sequence[Evaluation],
-    table: Sequence[Row],
-    conditions: tuple[tuple[str, str], ...],
-) -> dict[str, str]:
+def texts(compared: Compared, conditions: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """File in the report's folder → the card of one evaluated file."""
-    by_name = {row.name: row for row in table}
-    base = next((row for row in table if row.is_base), None)
-    made, known = measured_artifacts(evaluations), _artifacts(evaluations)
+    base = next((row for row in compared.rows if row.is_base), None)
+    made, known = measured_artifacts(compared.folders), _artifacts(compared.folders)
     written: dict[str, str] = {}
-    for folder, name, each in zip(evaluations, names(evaluations, read), read, strict=True):
-        measured = Measured(by_name[name], base, conditions)
-        card = _card(name, each, made.get(folder), known, measured)
-        written[_unused(name, written)] = card.text()
+    for folder, row, each in zip(
+        compared.folders, compared.rows, compared.evaluations, strict=True
+    ):
+        measured = Measured(row, base, conditions)
+        card = _card(row.name, each, made.get(folder), known, measured)
+        written[_unused(row.name, written)] = card.text()
     return written
 
 

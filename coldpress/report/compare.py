@@ -65,9 +65,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Compared:
-    """Files side by side, the smallest first: their rows, what was measured, who answered what."""
+    """Files side by side, the smallest first: where they were evaluated, their rows, who answered what."""
 
     scoring: Scoring
+    folders: tuple[Path, ...]
     rows: tuple[Row, ...]
     evaluations: tuple[Evaluation, ...]
     answers: tuple[Answers, ...]
@@ -107,6 +108,7 @@ def side_by_side(
     ordered = mark_best(mark_indistinguishable([found[i] for i in order]))
     return Compared(
         scoring=scoring,
+        folders=tuple(evaluations[i] for i in order),
         rows=tuple(recommend(ordered, max_loss_points)),
         evaluations=tuple(read[i] for i in order),
         answers=tuple(answers[i] for i in order),

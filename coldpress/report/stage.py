@@ -69,14 +69,14 @@ def report(evaluations: Sequence[Path], out: Path, options: ReportOptions) -> Re
         InputError: a folder holds no evaluation.
     """
     from coldpress.report import cards, figures, page
-    from coldpress.report.compare import load, side_by_side
+    from coldpress.report.compare import side_by_side
 
     inputs, resolved = plan(evaluations, out, options)
     compared = side_by_side(evaluations, options.max_loss_points, options.seed)
     table = compared.rows
     drawings = figures.draw(table)
     facts = page.facts(compared, options)
-    written = cards.texts(evaluations, load(evaluations), table, facts.measured)
+    written = cards.texts(compared, facts.measured)
     texts = {
         "report.html": page.html(facts, drawings),
         "report.md": page.markdown(facts, drawings),

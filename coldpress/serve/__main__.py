@@ -117,7 +117,7 @@ def _serve_http(arguments: argparse.Namespace, options: EngineOptions) -> None:
 
 
 def _serve_lambda(checkpoint: str, options: EngineOptions, address: str) -> None:
-    from coldpress.serve.aws import front as aws_lambda
+    from coldpress.serve.aws import front
     from coldpress.serve.aws.runtime_api import FunctionError, RuntimeApi
 
     trace = Trace()
@@ -130,7 +130,7 @@ def _serve_lambda(checkpoint: str, options: EngineOptions, address: str) -> None
         raise
     engine.start()
     try:
-        aws_lambda.run(engine, api)
+        front.run(engine, api)
     finally:
         engine.close()
 

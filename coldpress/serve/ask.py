@@ -10,6 +10,7 @@ from typing import Any
 
 from coldpress import artifact, libllama
 from coldpress.errors import PromptTooLongError, ToolError, UsageError
+from coldpress.serve import sse
 from coldpress.serve.cold_runtime import ColdRuntime, post, started
 from coldpress.serve.load.address import Address, is_address
 
@@ -135,14 +136,14 @@ def _stream(runtime: ColdRuntime, port: int, options: AskOptions) -> Iterator[di
     with post(runtime, port, "/v1/chat/completions", {"messages": messages, **shared}) as response:
         error = _error(response)
         if error is None:
-            yield from _chunks(response)
+            yield from sse.chunks(response)
             return
     if error["code"] == "no_chat_template":
         asked = {"prompt": options.prompt, **shared}
         with post(runtime, port, "/v1/completions", asked) as response:
             error = _error(response)
             if error is None:
-                yield from _chunks(response)
+                yield from sse.chunks(response)
                 return
     if error["code"] == "context_length_exceeded":
         raise PromptTooLongError(error["message"], "shorten the prompt, or raise the context")
@@ -154,12 +155,3 @@ def _error(response: HTTPResponse) -> dict[str, Any] | None:
         return None
     error: dict[str, Any] = json.loads(response.read())["error"]
     return error
-
-
-def _chunks(response: HTTPResponse) -> Iterator[dict[str, Any]]:
-    for line in response:
-        if line.startswith(b"data: {"):
-            chunk = json.loads(line.removeprefix(b"data: "))
-            if "choices" not in chunk:
-                raise ToolError(f"the runtime failed: {chunk['error']['message']}", "try again")
-            yield chunk

@@ -20,15 +20,14 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from coldpress.serve.api.access import Access
-from coldpress.serve.api.asked import Kind
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import CONTENT_TYPE, Metrics
 from coldpress.serve.api.protocol import MAX_BODY_BYTES, parse_tokenize
-from coldpress.serve.api.reply import ROUTES, Reply, check_ready, models, to_json
-from coldpress.serve.api.timed import until
+from coldpress.serve.api.reply import ROUTES, check_ready, models, to_json
+from coldpress.serve.api.timed import Answering, begin
 from coldpress.serve.api.websocket import MAX_MESSAGE_BYTES, chat
 from coldpress.serve.engine import Engine
-from coldpress.serve.generation import Event, Failed
+from coldpress.serve.generation import Failed
 from coldpress.serve.trace import Trace
 
 _DRAIN_S = 25
@@ -110,7 +109,7 @@ def build_app(engine: Engine, options: HttpOptions) -> Starlette:
         return _json({"tokens": tokens})
 
     async def answer(request: Request) -> Response:
-        return await _Front(engine, metrics, options).answer(request)
+        return await _answer(engine, metrics, options.answer_s, request)
 
     access = Middleware(Access, keys=options.keys, logs=options.log_requests, metrics=metrics)
     cors = Middleware(
@@ -139,31 +138,13 @@ def build_app(engine: Engine, options: HttpOptions) -> Starlette:
     )
 
 
-class _Front:
-    """Takes a request's body to the engine and the engine's events to the client."""
-
-    def __init__(self, engine: Engine, metrics: Metrics, options: HttpOptions) -> None:
-        self._engine = engine
-        self._metrics = metrics
-        self._answer_s = options.answer_s
-
-    async def answer(self, request: Request) -> Response:
-        """Answer one request, whole or as a stream."""
-        check_ready(self._engine)
-        kind: Kind = ROUTES[request.url.path]
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
-
-        def emit(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        body = await _body(request)
-        # A long prompt takes a while to tokenize: not in the event loop.
-        reply = await run_in_threadpool(Reply, self._engine, kind, body, emit)
-        timed = until(events, reply, self._answer_s, self._metrics)
-        if reply.request.stream:
-            return _Stream(reply, timed)
-        return await _whole(request, reply, timed, events)
+async def _answer(engine: Engine, metrics: Metrics, answer_s: float, request: Request) -> Response:
+    check_ready(engine)
+    body = await _body(request)
+    answering = await begin(engine, ROUTES[request.url.path], body, answer_s, metrics)
+    if answering.reply.request.stream:
+        return _Stream(answering)
+    return await _whole(request, answering)
 
 
 async def _body(request: Request) -> bytes:
@@ -180,32 +161,30 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _whole(
-    request: Request, reply: Reply, timed: AsyncIterator[Event], events: asyncio.Queue[Event]
-) -> Response:
+async def _whole(request: Request, answering: Answering) -> Response:
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        events.put_nowait(Failed("the client is gone"))
+        answering.queue.put_nowait(Failed("the client is gone"))
 
     watcher = asyncio.create_task(watch())
     try:
-        async for event in timed:
-            if (body := reply.collect(event)) is not None:
+        async for event in answering.events:
+            if (body := answering.reply.collect(event)) is not None:
                 return Response(body, media_type="application/json")
         raise ApiError(500, "the answer has no end", "engine_failed")
     finally:
         watcher.cancel()
-        reply.cancel()
+        answering.reply.cancel()
 
 
 class _Stream(StreamingResponse):
     """Server-sent events of one reply; whatever ends the response ends the generation."""
 
-    def __init__(self, reply: Reply, timed: AsyncIterator[Event]) -> None:
+    def __init__(self, answering: Answering) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(_chunks(reply, timed), media_type="text/event-stream", headers=headers)
-        self._reply = reply
+        super().__init__(_chunks(answering), media_type="text/event-stream", headers=headers)
+        self._reply = answering.reply
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -214,10 +193,11 @@ class _Stream(StreamingResponse):
             self._reply.cancel()
 
 
-async def _chunks(reply: Reply, timed: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+async def _chunks(answering: Answering) -> AsyncIterator[bytes]:
+    reply = answering.reply
     if opening := reply.opening():
         yield opening
-    async for event in timed:
+    async for event in answering.events:
         if chunk := reply.chunk(event):
             yield chunk
 

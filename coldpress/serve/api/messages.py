@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from coldpress.serve.api import asked, fields
+from coldpress.serve.api import fields, sampling_fields
 
 Message = dict[str, Any]
 """``role``, ``content`` and, of an assistant, ``tool_calls`` with their arguments as an object."""
@@ -97,7 +97,7 @@ def _tool(param: str, tool: object) -> dict[str, Any]:
     described = {
         "name": name,
         "description": description,
-        "parameters": asked.checked(f"{param}.function.parameters", parameters),
+        "parameters": sampling_fields.checked(f"{param}.function.parameters", parameters),
     }
     return {"type": "function", "function": described}
 

@@ -8,10 +8,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from coldpress.serve.api import asked, fields, messages
-from coldpress.serve.api.asked import Form, Kind
+from coldpress.serve.api import fields, messages, sampling_fields
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.messages import Message, Tools
+from coldpress.serve.api.sampling_fields import Form, Kind
 from coldpress.serve.sampling import GenerateOptions
 
 MAX_BODY_BYTES = 4 << 20
@@ -59,7 +59,7 @@ def parse(kind: Kind, body: bytes) -> Request:
     if not isinstance(stream_options, dict):
         fields.refuse("stream_options", "must be an object")
     tools = messages.tools(of) if kind == "chat" else None
-    form = asked.form(of)
+    form = sampling_fields.form(of)
     if form is not None and tools is not None:
         fields.refuse(form.param, "cannot be combined with tools", "unsupported_parameter")
     return Request(
@@ -67,7 +67,7 @@ def parse(kind: Kind, body: bytes) -> Request:
         messages=messages.messages(of) if kind == "chat" else (),
         tools=tools,
         prompt=_prompt(of) if kind == "completion" else "",
-        options=asked.options(kind, of),
+        options=sampling_fields.options(kind, of),
         form=form,
         stream=fields.flag(of, "stream"),
         include_usage=fields.flag(stream_options, "include_usage"),

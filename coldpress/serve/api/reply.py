@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from coldpress.serve.api import submit
-from coldpress.serve.api.asked import Kind
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.protocol import parse
+from coldpress.serve.api.sampling_fields import Kind
+from coldpress.serve.api.tools import Call
 from coldpress.serve.engine import Engine
 from coldpress.serve.generation import (
     Delta,
@@ -42,17 +43,6 @@ def models(engine: Engine) -> dict[str, Any]:
     check_ready(engine)
     entry = {"id": engine.model.name, "object": "model", "created": 0, "owned_by": "coldpress"}
     return {"object": "list", "data": [entry]}
-
-
-def as_message(event: Event) -> dict[str, Any]:
-    """An event as a WebSocket's message."""
-    match event:
-        case Delta(text):
-            return {"type": "delta", "text": text}
-        case Done(reason):
-            return {"type": "done", "finish_reason": reason, "usage": usage(event)}
-        case Failed(message):
-            return {"type": "error", **ApiError(500, message, "engine_failed").body}
 
 
 class Reply:
@@ -106,6 +96,23 @@ class Reply:
             case Failed(message):
                 return to_event(ApiError(500, message, "engine_failed").body)
 
+    def messages(self, event: Event) -> list[dict[str, Any]]:
+        """An event as a WebSocket's messages; after ``Done`` or ``Failed`` the answer is complete."""
+        match event:
+            case Delta(text):
+                text = self._calls.push(text) if self._calls else text
+                return [{"type": "delta", "text": text}] if text else []
+            case Done(reason):
+                tail, calls = self._held()
+                said: list[dict[str, Any]] = [{"type": "delta", "text": tail}] if tail else []
+                if calls:
+                    called = [each.plain() for each in calls]
+                    said.append({"type": "tool_calls", "tool_calls": called})
+                why = "tool_calls" if calls else reason
+                return [*said, {"type": "done", "finish_reason": why, "usage": usage(event)}]
+            case Failed(message):
+                return [{"type": "error", **ApiError(500, message, "engine_failed").body}]
+
     def collect(self, event: Event) -> bytes | None:
         """Gather events; the whole body once ``Done`` is there.
 
@@ -122,9 +129,13 @@ class Reply:
             case Failed(message):
                 raise ApiError(500, message, "engine_failed")
 
+    def _held(self) -> tuple[str, tuple[Call, ...]]:
+        """What was held back as a call: text after all, or calls."""
+        return self._calls.finish() if self._calls else ("", ())
+
     def _rest(self, reason: str) -> tuple[bytes, str]:
         """What was held back as a call: chunks of it, and the reason why the answer ends."""
-        tail, calls = self._calls.finish() if self._calls else ("", ())
+        tail, calls = self._held()
         chunks = [self._text_chunk(tail, ())] if tail else []
         for index, call in enumerate(calls):
             delta = {"tool_calls": [{"index": index, **call.plain()}]}
@@ -132,7 +143,7 @@ class Reply:
         return b"".join(chunks), "tool_calls" if calls else reason
 
     def _whole(self, reason: str, done: Done) -> dict[str, Any]:
-        tail, calls = self._calls.finish() if self._calls else ("", ())
+        tail, calls = self._held()
         text = self._text + tail
         if self._is_chat:
             message: dict[str, Any] = {"role": "assistant", "content": text}

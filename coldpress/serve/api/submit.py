@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from coldpress.errors import ColdpressError, PromptTooLongError
 from coldpress.serve import constraint
-from coldpress.serve.api import chat, tools
+from coldpress.serve.api import template, tools
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.protocol import Request
 from coldpress.serve.constraint import GrammarError, Matcher
@@ -84,8 +84,8 @@ def _spelled(model: Model, request: Request) -> tuple[int, ...]:
 
 def _prompt(engine: Engine, request: Request) -> list[int]:
     if request.kind == "chat":
-        messages = chat.with_system(request.messages, engine.system_prompt)
-        tokens = chat.prompt_tokens(engine.model, messages, request.tools)
+        messages = template.with_system(request.messages, engine.system_prompt)
+        tokens = template.prompt_tokens(engine.model, messages, request.tools)
     else:
         # What a client writes as plain text stays text: "</s>" in it is no end of text.
         tokens = engine.model.tokenize(request.prompt, add_special=True, parse_special=False)

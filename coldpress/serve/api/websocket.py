@@ -1,24 +1,21 @@
 """Chat over a WebSocket: one message in, pieces of text out, and again.
 
 In: a chat request as JSON, as for /v1/chat/completions, or a plain text as what the user says.
-Out: ``{"type": "delta", "text": …}`` each time there is text, then one of ``{"type": "done",
-"finish_reason": …, "usage": …}`` and ``{"type": "error", "error": …}``.
+Out: ``{"type": "delta", "text": …}`` each time there is text, ``{"type": "tool_calls", …}`` where tools are
+called, then one of ``{"type": "done", "finish_reason": …, "usage": …}`` and ``{"type": "error", …}``.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import Metrics
 from coldpress.serve.api.protocol import MAX_BODY_BYTES, chat_body
-from coldpress.serve.api.reply import Reply, as_message, check_ready, to_json
-from coldpress.serve.api.timed import until
+from coldpress.serve.api.reply import to_json
+from coldpress.serve.api.timed import begin
 from coldpress.serve.engine import Engine
-from coldpress.serve.generation import Event
 
 MAX_MESSAGE_BYTES = MAX_BODY_BYTES
 
@@ -47,19 +44,13 @@ def chat(
 async def _answer(
     engine: Engine, metrics: Metrics, answer_s: float, socket: WebSocket, message: str
 ) -> None:
-    check_ready(engine)
-    loop = asyncio.get_running_loop()
-    events: asyncio.Queue[Event] = asyncio.Queue()
-
-    def emit(event: Event) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, event)
-
-    reply = await run_in_threadpool(Reply, engine, "chat", chat_body(message), emit)
+    answering = await begin(engine, "chat", chat_body(message), answer_s, metrics)
     try:
-        async for event in until(events, reply, answer_s, metrics):
-            await _send(socket, as_message(event))
+        async for event in answering.events:
+            for said in answering.reply.messages(event):
+                await _send(socket, said)
     finally:
-        reply.cancel()
+        answering.reply.cancel()
 
 
 async def _send(socket: WebSocket, value: dict[str, Any]) -> None:

@@ -9,38 +9,30 @@ WebSocket API (pieces are sent to the connection) and a direct invocation, whose
 body itself (streams with ``"stream": true``).
 """
 
-import base64
 import os
-import queue
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Literal, assert_never
 
-from coldpress.errors import ColdpressError
 from coldpress.serve.api.fields import ApiError
-from coldpress.serve.api.protocol import chat_body, parse
+from coldpress.serve.api.protocol import parse
 from coldpress.serve.api.reply import (
     ROUTES,
     Reply,
-    as_message,
     check_ready,
     models,
     to_event,
     to_json,
 )
-from coldpress.serve.aws import emf
-from coldpress.serve.aws.connections import Connection, GoneError
+from coldpress.serve.aws.conversation import converse
+from coldpress.serve.aws.deadline import left_s, replying
+from coldpress.serve.aws.event import at, body_of
 from coldpress.serve.aws.runtime_api import FunctionError, Invocation, ResponseStream, RuntimeApi
 from coldpress.serve.engine import Engine
-from coldpress.serve.generation import Delta, Done, Event, Failed
+from coldpress.serve.generation import Event, Failed
 
-_MARGIN_S = 1.0
-"""An answer ends so long before the deadline, to be delivered whole."""
 _HEARTBEAT_S = 5.0
-_GATHER_S = 0.1
-"""Text is gathered for so long between two messages of a WebSocket: each is a request of its own."""
 _JSON = {"Content-Type": "application/json"}
 _EVENTS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 
@@ -79,8 +71,8 @@ def run(engine: Engine, api: RuntimeApi) -> None:
 
 
 def _handle(engine: Engine, api: RuntimeApi, invocation: Invocation) -> None:
-    if isinstance(connection := _at(invocation.event, "requestContext", "connectionId"), str):
-        _converse(engine, api, invocation, connection)
+    if isinstance(connection := at(invocation.event, "requestContext", "connectionId"), str):
+        converse(engine, api, invocation, connection)
         return
     try:
         call = _read(invocation.event)
@@ -93,10 +85,10 @@ def _handle(engine: Engine, api: RuntimeApi, invocation: Invocation) -> None:
             if not engine.settled and _streams(call):
                 output.beating(engine, call)
                 return
-            engine.wait(_left_s(invocation))
+            engine.wait(left_s(invocation))
             _answer(engine, call, invocation, output)
             return
-        engine.wait(_left_s(invocation))
+        engine.wait(left_s(invocation))
         output.whole(200, _JSON, to_json(_get(engine, call)))
     except ApiError as error:
         output.refuse(error)
@@ -110,34 +102,19 @@ def _read(event: Any) -> Call:
     """
     if not isinstance(event, dict):
         raise ApiError(400, "the event is not a JSON object", "bad_event")
-    if isinstance(http := _at(event, "requestContext", "http"), dict):
-        domain = str(_at(event, "requestContext", "domainName"))
+    if isinstance(http := at(event, "requestContext", "http"), dict):
+        domain = str(at(event, "requestContext", "domainName"))
         buffered = os.environ.get("COLDPRESS_INVOKE_MODE") == "BUFFERED"
         return Call(
             caller="function_url" if ".lambda-url." in domain and not buffered else "http_api",
             method=str(http.get("method")),
             path=str(event.get("rawPath")),
-            body=_body(event),
+            body=body_of(event),
         )
     for field, path in (("messages", "/v1/chat/completions"), ("prompt", "/v1/completions")):
         if field in event:
             return Call("direct", "POST", path, to_json(event))
     raise ApiError(400, "the event has no requestContext, messages or prompt", "bad_event")
-
-
-def _body(event: dict[str, Any]) -> bytes:
-    text = event.get("body") or ""
-    try:
-        return base64.b64decode(text) if event.get("isBase64Encoded") else text.encode()
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ApiError(400, "the event's body cannot be read", "bad_event") from error
-
-
-def _at(event: Any, *keys: str) -> Any:
-    value = event
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _get(engine: Engine, call: Call) -> dict[str, Any]:
@@ -163,87 +140,13 @@ def _streams(call: Call) -> bool:
 
 
 def _answer(engine: Engine, call: Call, invocation: Invocation, output: "_Output") -> None:
-    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    reply = Reply(engine, ROUTES[call.path], call.body, events.put)
-    try:
+    with replying(engine, ROUTES[call.path], call.body, invocation) as (reply, events):
         if reply.request.stream:
-            output.pieces(_until_deadline(engine, events, reply, invocation), reply)
+            output.pieces(events, reply)
             return
-        for event in _until_deadline(engine, events, reply, invocation):
+        for event in events:
             if (body := reply.collect(event)) is not None:
                 output.whole(200, _JSON, body)
-    finally:
-        reply.cancel()
-
-
-def _converse(engine: Engine, api: RuntimeApi, invocation: Invocation, connection_id: str) -> None:
-    """Answer one message of a WebSocket, to its connection; the invocation itself says only that it is done."""
-    event = invocation.event
-    if _at(event, "requestContext", "eventType") != "MESSAGE":
-        api.respond(invocation, to_json({"statusCode": 200}))
-        return
-    domain, stage = (str(_at(event, "requestContext", name)) for name in ("domainName", "stage"))
-    try:
-        client = Connection(domain, stage, connection_id)
-        try:
-            _say(engine, invocation, client, _body(event))
-        finally:
-            client.close()
-    except GoneError:
-        pass
-    except (ColdpressError, ApiError, OSError, HTTPException) as error:
-        api.fail(invocation, FunctionError("Coldpress.WebSocket", str(error)))
-        return
-    api.respond(invocation, to_json({"statusCode": 200}))
-
-
-def _say(engine: Engine, invocation: Invocation, client: Connection, message: bytes) -> None:
-    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    try:
-        engine.wait(_left_s(invocation))
-        reply = Reply(engine, "chat", chat_body(message.decode(errors="replace")), events.put)
-    except ApiError as error:
-        client.send(to_json({"type": "error", **error.body}))
-        return
-    gathered, sent_s = "", 0.0
-    try:
-        for event in _until_deadline(engine, events, reply, invocation):
-            if isinstance(event, Delta):
-                gathered += event.text
-            late = time.monotonic() - sent_s >= _GATHER_S
-            if gathered and (late or not isinstance(event, Delta)):
-                client.send(to_json(as_message(Delta(gathered))))
-                gathered, sent_s = "", time.monotonic()
-            if not isinstance(event, Delta):
-                client.send(to_json(as_message(event)))
-    finally:
-        reply.cancel()
-
-
-def _until_deadline(
-    engine: Engine,
-    events: "queue.SimpleQueue[Event]",
-    reply: Reply,
-    invocation: Invocation,
-) -> Iterator[Event]:
-    """The engine's events; short of time, an end as if the answer had reached its length."""
-    watch = emf.Stopwatch()
-    while True:
-        try:
-            event = events.get(timeout=_left_s(invocation))
-        except queue.Empty:
-            event = reply.cut()
-        watch.text()
-        yield event
-        if isinstance(event, Done):
-            told = (event.prompt_tokens, event.completion_tokens)
-            watch.emit(engine.model.name, invocation.request_id, *told)
-        if not isinstance(event, Delta):
-            return
-
-
-def _left_s(invocation: Invocation) -> float:
-    return max(0.0, invocation.deadline_s - _MARGIN_S - time.time())
 
 
 class _Output:
@@ -282,18 +185,13 @@ class _Output:
         stream = self._open()
         failed = None
         try:
-            while not engine.settled and _left_s(self._invocation):
-                engine.wait(min(_HEARTBEAT_S, _left_s(self._invocation)))
+            while not engine.settled and left_s(self._invocation):
+                engine.wait(min(_HEARTBEAT_S, left_s(self._invocation)))
                 if not engine.settled:
                     stream.write(b": loading\n\n")
-            events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-            reply = Reply(engine, ROUTES[call.path], call.body, events.put)
-            try:
-                stream.write(reply.opening())
-                timed = _until_deadline(engine, events, reply, self._invocation)
-                failed = _copy(timed, reply, stream)
-            finally:
-                reply.cancel()
+            kind = ROUTES[call.path]
+            with replying(engine, kind, call.body, self._invocation) as (reply, events):
+                failed = _copy(events, reply, stream)
         except ApiError as error:
             stream.write(to_event(error.body))
             failed = FunctionError(f"Coldpress.{error.body['error']['code']}", str(error))
@@ -311,11 +209,11 @@ class _Output:
             self.whole(200, _EVENTS, body)
             return
         stream = self._open()
-        stream.write(reply.opening())
         stream.close(_copy(events, reply, stream))
 
 
 def _copy(events: Iterator[Event], reply: Reply, stream: ResponseStream) -> FunctionError | None:
+    stream.write(reply.opening())
     for event in events:
         stream.write(reply.chunk(event))
         if isinstance(event, Failed):

@@ -179,7 +179,7 @@ class Fetch:
             while (job := self._take(number)) is not None:
                 self._do(job)
                 self._done(job)
-        except Exception as error:
+        except Exception as error:  # in a thread: it is raised again where the fetch is waited for
             with self._changed:
                 if self._failure is None and not self._stopped:
                     self._failure = error if isinstance(error, _KNOWN) else _unknown(error)
