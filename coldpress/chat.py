@@ -71,14 +71,26 @@ class Chat:
 
     def _pieces(self, messages: list[dict[str, str]]) -> Iterator[str]:
         body = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
-        with self._asked("POST", _ROUTE, {**self.options, **body}) as response:
-            if response.status != 200:
-                raise _refusal(response)
-            for chunk in sse.chunks(response):
-                self.usage = chunk.get("usage") or self.usage
-                for choice in chunk["choices"]:
-                    if piece := choice["delta"].get("content"):
-                        yield piece
+        asked: dict[str, Any] = {**self.options, **body}
+        made = 0
+        while True:
+            cut = None
+            with self._asked("POST", _ROUTE, asked) as response:
+                if response.status != 200:
+                    raise _refusal(response)
+                for chunk in sse.chunks(response):
+                    self.usage = chunk.get("usage") or self.usage
+                    cut = chunk.get("resume") or cut
+                    for choice in chunk["choices"]:
+                        if piece := choice["delta"].get("content"):
+                            yield piece
+            made, before = self.usage.get("completion_tokens", 0), made
+            if cut is None:
+                return
+            if made == before:
+                raise ToolError("the server makes no token in its time", "shorten the conversation")
+            # Its time was up: this server, or another instance of it, goes on where it was.
+            asked["resume"] = cut
 
     @contextmanager
     def _asked(self, method: str, path: str, body: Any) -> Iterator[HTTPResponse]:

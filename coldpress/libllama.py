@@ -8,7 +8,8 @@ its own registry).
 
 import ctypes
 import re
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,47 @@ _no_log = _LogCallback(lambda _level, _text, _data: None)
 
 def _silence(llama_cpp: Any) -> None:
     llama_cpp.llama_log_set(_no_log, None)
+
+
+def kernel_switch(context: Any) -> Callable[[bool], None]:
+    """Tell a context's CPU backend whether each row of a batch is to be computed by itself.
+
+    By itself: with ggml's reference kernels, of which none treats a row in another way because others
+    are in the batch; else with those that are fastest for many rows.
+
+    Args:
+        context: a llama_context.
+
+    Raises:
+        ToolError: this libllama does not give its scheduler away.
+    """
+    import llama_cpp
+
+    try:
+        # The scheduler has no C function; C++ exports it.
+        get_sched = ctypes.CDLL(str(library_dir() / "libllama.so"))._ZNK13llama_context9get_schedEv
+    except AttributeError as error:
+        raise ToolError(
+            f"libllama {llama_cpp.__version__} is unknown", "see runtime.txt"
+        ) from error
+    get_sched.restype, get_sched.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    lib = ggml()
+
+    def function(name: str, restype: Any, *argtypes: Any) -> Any:
+        found = getattr(lib, name)
+        found.restype, found.argtypes = restype, argtypes
+        return found
+
+    pointer = ctypes.c_void_p
+    count = function("ggml_backend_sched_get_n_backends", ctypes.c_int, pointer)
+    backend_at = function("ggml_backend_sched_get_backend", pointer, pointer, ctypes.c_int)
+    device_of = function("ggml_backend_get_device", pointer, pointer)
+    registry_of = function("ggml_backend_dev_backend_reg", pointer, pointer)
+    find = function("ggml_backend_reg_get_proc_address", pointer, pointer, ctypes.c_char_p)
+    scheduler = get_sched(ctypes.cast(context, pointer))
+    for backend in [backend_at(scheduler, index) for index in range(count(scheduler))]:
+        address = find(registry_of(device_of(backend)), b"ggml_backend_cpu_set_use_ref")
+        if address:
+            switch = ctypes.CFUNCTYPE(None, pointer, ctypes.c_bool)(address)
+            return partial(switch, backend)
+    raise ToolError("llama.cpp runs on another device than the CPU", "see runtime.txt")

@@ -113,7 +113,7 @@ def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory, demo_gguf: Path) -
     return folder / "checkpoint"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright keeps an event loop running for as long
 def chromium() -> Iterator[Any]:
     """A browser, driven by playwright."""
     playwright = pytest.importorskip("playwright.sync_api")

@@ -232,11 +232,11 @@ def test_the_report_has_a_card_per_file_and_finds_what_was_measured(tmp_path: Pa
     )
     given = [first, second, third]
     done = report(given, tmp_path / "report", ReportOptions())
-    assert [Path(path).name for path in done.cards] == ["bf16.md", "Q8_0.md", "Q6_K.md"]
+    assert [Path(path).name for path in done.cards] == ["Q6_K.md", "Q8_0.md", "bf16.md"]
     texts = [Path(path).read_text(encoding="utf-8") for path in done.cards]
-    assert ["## Types" in text for text in texts] == [False, True, True]
+    assert ["## Types" in text for text in texts] == [True, True, False]
     assert all("## Measured" in text for text in texts)
-    assert ["quantized_by: coldpress" in text for text in texts] == [False, True, True]
+    assert ["quantized_by: coldpress" in text for text in texts] == [True, True, False]
     artifact.verify(tmp_path / "report")
     inputs, resolved = plan(given, tmp_path / "report", ReportOptions())
     assert inputs["file 01"] == inputs["file 02"] == folder

@@ -102,12 +102,15 @@ class Slow:
         import llama_cpp
 
         self.peer = llama_cpp.Llama(
-            str(model), n_ctx=512, n_threads=1, logits_all=True, verbose=False
+            str(model), n_ctx=512, n_threads=1, logits_all=True, verbose=False, flash_attn=True
         )
 
-    def logits(self, tokens: list[int]) -> np.ndarray:
+    def logits(self, tokens: list[int], n_prompt: int | None = None) -> np.ndarray:
+        """After the prompt in one batch, which is all by default, and the rest token by token."""
         self.peer.reset()
-        self.peer.eval(tokens)
+        self.peer.eval(tokens[:n_prompt])
+        for token in tokens[n_prompt:] if n_prompt else []:
+            self.peer.eval([token])
         return np.array(self.peer.scores[len(tokens) - 1], np.float64)
 
     def greedy(self, tokens: list[int], count: int, change: Any) -> list[int]:
@@ -187,8 +190,9 @@ def test_logprobs_are_the_models(client: openai.OpenAI, model: Path, temperature
     text = "<s><user>x<assistant>"
     tokens = slow.peer.tokenize(text.encode(), add_bos=False, special=True)
     pieces = [slow.peer._model.token_get_text(i) for i in range(slow.peer.n_vocab())]
+    n_prompt = len(tokens)
     for each in said.content:
-        logits = slow.logits(tokens)
+        logits = slow.logits(tokens, n_prompt)
         log_p = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
         top = np.argsort(-log_p)[:4]
         assert [one.logprob for one in each.top_logprobs] == pytest.approx(log_p[top], abs=1e-4)

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coldpress.errors import InputError
 from coldpress.serve import prefix
 from coldpress.serve.model import CHUNK_TOKENS, Context, Model
 from coldpress.serve.threads import usable_cpus
@@ -40,11 +39,7 @@ def probe(model: Model, tokens: list[int]) -> str:
 
 
 def evaluate(model: Model, tokens: list[int]) -> State:
-    """Read the tokens as the engine does.
-
-    Raises:
-        InputError: no token can be kept.
-    """
+    """Read the tokens as the engine does; of few tokens none can be kept."""
     whole = len(tokens) - len(tokens) % CHUNK_TOKENS
     border, end = whole + CHUNK_TOKENS, whole + CHUNK_TOKENS + prefix.MIN_ROWS
     filled = (tokens * (end // len(tokens) + 1))[:end]
@@ -54,9 +49,7 @@ def evaluate(model: Model, tokens: list[int]) -> State:
         if count - whole < prefix.MIN_ROWS or not _cut_is_invisible(reader, count, border, end):
             count = whole
         if count == 0:
-            raise InputError(
-                f"the system prompt has {len(tokens)} tokens", "too few to keep; leave it out"
-            )
+            return State(0, b"")
         return State(count, reader.read([count])[0] if count > whole else reader.base)
     finally:
         reader.close()
@@ -97,7 +90,7 @@ class _Reader:
     def _decode(self, start: int, ends: Sequence[int]) -> int:
         row = 0
         for end in ends:
-            row = self._context.add(self._tokens[start:end], start, 0, wanted=True)
+            row = self._context.add(self._tokens[start:end], start, 0, wanted=1)
             self._context.decode()
             start = end
         return row

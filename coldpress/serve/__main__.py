@@ -13,6 +13,7 @@ from coldpress.serve.engine import Engine
 from coldpress.serve.load import loader
 from coldpress.serve.load.place import locate
 from coldpress.serve.options import EngineOptions
+from coldpress.serve.speculation import SPECULATE
 from coldpress.serve.trace import Trace
 
 _KEYS = "COLDPRESS_API_KEYS"
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parallel=arguments.parallel,
             threads=arguments.threads,
             queue=arguments.queue,
+            speculate=arguments.speculate,
+            draft=arguments.draft,
             load=arguments.load,
             verify=arguments.verify,
         )
@@ -59,11 +62,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=preset.threads, help="default: the CPUs allowed")
     add("--parallel", type=int, default=preset.parallel, help="sequences decoded together")
     add("--queue", type=int, default=preset.queue, help="requests that may wait")
+    add("--speculate", default=preset.speculate, help=f"guess ahead: {', '.join(SPECULATE)}")
+    add("--draft", type=Path, help="GGUF file of a smaller model that guesses")
     add("--load", default=preset.load, help=f"of a local file: {', '.join(loader.TIERS)}")
     add("--verify", action="store_true", help="prove every chunk of a local checkpoint first")
     add("--api-keys", type=Path, help=f"file with an API key per line; default: ${_KEYS}")
     add("--cors", action="append", default=[], metavar="ORIGIN", help="whose pages may call")
-    add("--answer-seconds", type=float, default=600, help="an answer ends after so long")
+    add("--answer-seconds", type=float, default=600, help="an answer is cut after so long")
+    drain_s = (
+        8 if "K_SERVICE" in os.environ else 25
+    )  # Cloud Run kills after 10, Kubernetes after 30
+    add("--drain-seconds", type=int, default=drain_s, help="for answers to end after SIGTERM")
     add("--quiet", action="store_true", help="no line per request on stdout")
     return parser
 
@@ -106,6 +115,7 @@ def _serve_http(arguments: argparse.Namespace, options: EngineOptions) -> None:
             keys=keys,
             origins=tuple(arguments.cors),
             answer_s=arguments.answer_seconds,
+            drain_s=arguments.drain_seconds,
             log_requests=not arguments.quiet,
         )
         http.serve(engine, bound, trace, front)

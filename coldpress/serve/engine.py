@@ -1,32 +1,41 @@
 """The engine: continuous batching of many generations in one context, by one worker thread.
 
 The worker owns model and context. Each step it admits what waits, decodes one token of every running
-answer in one batch, then one chunk of one prompt in another: a prompt is cut at the same places
-whoever else is there, because the kernels for many rows do not round as those for one do.
+answer in one batch, then one chunk of one prompt in another. Rows of answers are computed each by
+itself, so an answer does not hang on who else is there; those of prompts by the kernels for many rows,
+which round in another way, so a prompt is always cut at the same places.
+
+While an answer runs alone, its next tokens are guessed and decoded with the last: those that the model
+would have chosen itself are kept.
 
 A sequence has cells for the longest request, so the cache never runs out under way; requests wait in
-the order they came.
+the order they came. Whole chunks of prompts stay in the cache for later prompts that begin with them.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from heapq import heappop, heappush
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from coldpress import libllama
 from coldpress.errors import ColdpressError, PromptTooLongError
 from coldpress.serve import prefix
 from coldpress.serve.constraint import GrammarError, Matcher
-from coldpress.serve.generation import Done, Emit, Failed, Generation, TokenLogprob
+from coldpress.serve.draft import DraftModel
+from coldpress.serve.generation import Emit, Failed, Generation, TokenLogprob
 from coldpress.serve.load import loader
 from coldpress.serve.load.patience import Stop
 from coldpress.serve.load.place import Place
 from coldpress.serve.model import CHUNK_TOKENS, Context, DecodeError, Model
 from coldpress.serve.options import DEFAULT_CONTEXT, EngineOptions
 from coldpress.serve.sampling import Choice, GenerateOptions, Sampler
+from coldpress.serve.sequences import Sequences
+from coldpress.serve.speculation import PromptLookup, Speculate, Speculation
 from coldpress.serve.threads import usable_cpus
 from coldpress.serve.trace import Trace
+
+_CATCH_UP_ROWS = 32
+"""Of an answer that was begun elsewhere; a step must not take long, somebody may come."""
 
 
 class QueueFullError(ColdpressError):
@@ -45,7 +54,7 @@ class Engine:
     system_prompt: str | None
     """What a chat without a system message gets, if something was shipped."""
     _context: Context
-    _prefix: prefix.State | None
+    _sequences: Sequences
 
     def __init__(self, place: Place, options: EngineOptions, trace: Trace) -> None:
         self.place = place
@@ -57,7 +66,8 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
-        self._free_sequences = list(range(options.parallel))
+        self._alike: bool | None = None
+        self._draft: DraftModel | None = None
         self._closing = False
         self._stop = Stop()
         self._worker = threading.Thread(target=self._work, name="engine")
@@ -97,15 +107,18 @@ class Engine:
         options: GenerateOptions,
         emit: Emit,
         matcher: Matcher | None = None,
+        answered: Sequence[int] = (),
     ) -> Generation:
         """Queue a generation; ``emit`` is called from the worker's thread.
 
         Args:
             matcher: the constraint that the answer follows, of this generation alone.
+            answered: tokens of the answer that exist already; their text is not emitted again.
 
         Raises:
             PromptTooLongError: the prompt and one token of answer do not fit the context.
             QueueFullError: too many wait already.
+            NotResumableError: ``answered`` cannot be the beginning of this answer.
             ColdpressError: the engine has stopped.
         """
         room = self.prompt_limit - len(prompt)
@@ -117,10 +130,14 @@ class Engine:
         sampler = Sampler(self.model, options, matcher)
         most = min(room, options.max_tokens)
         generation = Generation(prompt, most, options, sampler, emit)
+        if self.model.keeps_whole_context:
+            generation.speculation = self._speculation(options.speculate)
+        generation.go_on_from(self.model, answered)
         with self._changed:
             if not self.ready:
                 raise ColdpressError("the engine has stopped", "start it again")
-            if len(self._waiting) >= self.options.queue + len(self._free_sequences):
+            free = self.options.parallel - len(self._running)
+            if len(self._waiting) >= self.options.queue + free:
                 raise QueueFullError("too many requests wait", "try again in a second")
             self._waiting.append(generation)
             self._changed.notify()
@@ -142,6 +159,8 @@ class Engine:
                 self._step()
             self._end("the server is stopping")
             self._context.close()
+            if self._draft is not None:
+                self._draft.close()
         except Exception as error:
             if not isinstance(error, ColdpressError):
                 error = ColdpressError(f"the engine stopped: {error!r}", "report this")
@@ -163,7 +182,14 @@ class Engine:
             verify=options.verify,
             stop=self._stop,
         )
-        self._prefix = self._checked(state)
+        self._sequences = Sequences(
+            self._context,
+            options.parallel,
+            keeps=self.model.keeps_whole_context,
+            prefix=self._checked(state),
+        )
+        if options.draft is not None:
+            self._draft = DraftModel(options.draft, self.model, self.prompt_limit, self._threads)
         self._trace.mark("ready")
 
     def _prepare(self, model: Model) -> Context:
@@ -173,8 +199,12 @@ class Engine:
             model,
             cells=self.prompt_limit,
             sequences=options.parallel,
-            threads=options.threads or usable_cpus(),
+            threads=self._threads,
         )
+
+    @property
+    def _threads(self) -> int:
+        return self.options.threads or usable_cpus()
 
     def _checked(self, state: prefix.State | None) -> prefix.State | None:
         """The shipped prefix if it may be used; else one line says why not."""
@@ -186,6 +216,15 @@ class Engine:
             return None
         self._trace.mark("prefix")
         return state
+
+    def _speculation(self, asked: Speculate | None) -> Speculation | None:
+        match asked or self.options.speculate:
+            case "lookup":
+                return Speculation(PromptLookup())
+            case "draft" if self._draft is not None:
+                return Speculation(self._draft)
+            case _:
+                return None
 
     def _end(self, message: str) -> None:
         """Tell everybody who is not served yet."""
@@ -206,73 +245,107 @@ class Engine:
     def _step(self) -> None:
         for generation in [one for one in self._running if one.cancelled]:
             self._release(generation)
-        for generation in self._admit():
-            self._reuse_prefix(generation)
-        if answering := [one for one in self._running if one.answering]:
+        self._admit()
+        answering = [one for one in self._running if not one.reading]
+        if len(answering) == 1:
+            self._decode_alone(answering[0])
+        elif answering:
             self._decode(answering, 1)
-        if reading := [one for one in self._running if not one.answering]:
+        if reading := [one for one in self._running if one.reading]:
             # Who has read least: a short prompt does not wait for the end of a long one.
             first = min(reading, key=lambda one: one.position)
             self._decode([first], first.next_chunk(CHUNK_TOKENS))
 
-    def _admit(self) -> list[Generation]:
-        """Let requests in while there are free sequences, the lowest first.
-
-        llama.cpp decodes neighbouring sequences together and others one after the other.
-        """
+    def _admit(self) -> None:
+        """Let requests in while there are free sequences."""
         admitted: list[Generation] = []
         with self._changed:
-            while self._waiting and self._free_sequences:
+            while self._waiting and len(admitted) < self._sequences.n_free:
                 generation = self._waiting.popleft()
-                if generation.cancelled:
-                    continue
-                self._trace.mark("request")
-                generation.sequence = heappop(self._free_sequences)
-                self._running.append(generation)
-                admitted.append(generation)
+                if not generation.cancelled:
+                    self._trace.mark("request")
+                    admitted.append(generation)
+            self._running += admitted
+        for generation in admitted:
+            if not self._sequences.take(generation):
+                self._trace.emit("prefix_unused", reason="llama.cpp refuses the state")
         self._running.sort(key=lambda one: one.sequence)
-        return admitted
 
-    def _reuse_prefix(self, generation: Generation) -> None:
-        """Start a prompt that begins with the shipped prefix from its state."""
-        if self._prefix is None:
-            return
-        keep, end = self._prefix.shipped.start(generation.pending)
-        if keep and self._context.restore(generation.sequence, self._prefix.buffer, keep):
-            generation.take(keep)
-            generation.chunk_end = end
-        elif keep:
-            self._trace.emit("prefix_unused", reason="llama.cpp refuses the state")
-            self._prefix = None
+    def _decode_alone(self, generation: Generation) -> None:
+        """Decode what is known of an answer, or its next token and guesses at those after it."""
+        if len(generation.tokens) - generation.position > 1:
+            self._decode([generation], _CATCH_UP_ROWS if self._rows_are_alike(generation) else 1)
+        elif generation.speculation is None or not self._rows_are_alike(generation):
+            self._decode([generation], 1)
+        else:
+            with generation.speculation.step() as step:
+                step.guess(generation.tokens, generation.left - 1)
+                step.n_right = self._decode([generation], 1, step.guesses)
 
-    def _decode(self, generations: list[Generation], count: int) -> None:
-        """Decode the next tokens of each, at most ``count``; where none is left, choose another."""
-        rows = [self._put(one, count) for one in generations]
+    def _rows_are_alike(self, generation: Generation) -> bool:
+        """Whether several rows may be computed for one answer; tried when it first matters."""
+        if self._alike is None and generation.left > 1:
+            token, position = generation.tokens[generation.position], generation.position
+            try:
+                self._alike = self._context.rows_are_alike(token, position, generation.sequence)
+            except DecodeError:
+                self._alike = False
+            if not self._alike:
+                self._trace.emit("no_speculation", reason="rows of these weights are not alike")
+        return bool(self._alike)
+
+    def _decode(
+        self, generations: list[Generation], count: int, guesses: Sequence[int] = ()
+    ) -> int:
+        """Decode the next tokens of each, at most ``count``; where none is left, choose others.
+
+        Returns how many of the guesses, which are of a single generation, were right.
+        """
+        # All of them answer, or the only one reads. A prompt's last token may be read with answers.
+        fast = generations[0].reading and generations[0].next_chunk(count) > 1
+        rows = [self._put(one, count, guesses) for one in generations]
         try:
-            self._context.decode()
+            self._context.decode(by_row=not fast)
         except DecodeError as error:
             for generation in generations:
                 generation.emit(Failed(error.message))
-                self._release(generation)
-            return
+                self._release(generation, sound=False)
+            return 0
+        n_right = 0
         for generation, row in zip(generations, rows, strict=True):
-            if not generation.pending:
-                self._choose(generation, row)
+            if generation.position <= generation.prompt_tokens:
+                self._sequences.note(generation)
+            if generation.position == len(generation.tokens):
+                n_right = self._choose(generation, row - len(guesses), guesses)
+        return n_right
 
-    def _put(self, generation: Generation, count: int) -> int:
+    def _put(self, generation: Generation, count: int, guesses: Sequence[int]) -> int:
         position = generation.position
-        taken = generation.take(count)
-        wanted = not generation.pending
-        return self._context.add(taken, position, generation.sequence, wanted=wanted)
+        known = generation.tokens[position : position + count]
+        generation.position += len(known)
+        wanted = 1 + len(guesses) if generation.position == len(generation.tokens) else 0
+        return self._context.add([*known, *guesses], position, generation.sequence, wanted=wanted)
 
-    def _choose(self, generation: Generation, row: int) -> None:
-        try:
-            self._accept(generation, generation.sampler.choose(self._context, row))
-        except GrammarError as error:
-            generation.emit(Failed(f"the constraint cannot be followed: {error}"))
-            self._release(generation)
+    def _choose(self, generation: Generation, row: int, guesses: Sequence[int]) -> int:
+        """Choose the token after a row, and after each guess while it is what was chosen."""
+        for n_right, guess in enumerate([*guesses, None]):
+            try:
+                choice = generation.sampler.choose(self._context, row + n_right)
+            except GrammarError as error:
+                generation.emit(Failed(f"the constraint cannot be followed: {error}"))
+                self._release(generation)
+                return n_right
+            if not self._accept(generation, choice):
+                return n_right
+            if choice.token != guess:
+                break
+            generation.position += 1
+        if guesses:
+            self._context.forget(generation.sequence, generation.position)
+        return n_right
 
-    def _accept(self, generation: Generation, choice: Choice) -> None:
+    def _accept(self, generation: Generation, choice: Choice) -> bool:
+        """Add a token to an answer; false: it was its last."""
         token = choice.token
         if self._trace.mark("first_token"):
             self._trace.between("first_token", "request", "first_token")
@@ -284,31 +357,28 @@ class Engine:
             )
         if self.model.is_end(token):
             self._finish(generation, "stop")
-            return
-        generation.completion_tokens += 1
-        generation.pending = [token]
+            return False
         if choice.logprob is not None:
             top = tuple((self.model.spelled(each), log_p) for each, log_p in choice.top)
             spelled = self.model.spelled(token)
             generation.logprobs.append(TokenLogprob(spelled, choice.logprob, top))
-        written = token in generation.spelled
-        piece = self.model.spelled(token) if written else self.model.piece(token)
-        if text := generation.text.push(piece):
+        if text := generation.push(self.model, token):
             generation.emit(generation.delta(text))
         if generation.text.stopped or generation.sampler.finished:
             self._finish(generation, "stop")
-        elif generation.completion_tokens == generation.max_tokens:
+        elif not generation.left:
             self._finish(generation, "length")
+        else:
+            return True
+        return False
 
     def _finish(self, generation: Generation, reason: Literal["stop", "length"]) -> None:
         if tail := generation.text.finish():
             generation.emit(generation.delta(tail))
-        generation.emit(Done(reason, generation.prompt_tokens, generation.completion_tokens))
+        generation.emit(generation.done(reason))
         self._release(generation)
 
-    def _release(self, generation: Generation) -> None:
-        """Give a generation's sequence and cells back."""
-        self._running.remove(generation)
-        self._context.forget(generation.sequence)
+    def _release(self, generation: Generation, *, sound: bool = True) -> None:
         with self._changed:
-            heappush(self._free_sequences, generation.sequence)
+            self._running.remove(generation)
+        self._sequences.give_back(generation, sound=sound)

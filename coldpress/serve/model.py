@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
+from coldpress import libllama
 from coldpress.errors import ColdpressError
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def context_params(lib: ModuleType) -> Any:
     params = lib.llama_context_default_params()
     params.n_batch = params.n_ubatch = CHUNK_TOKENS
     params.kv_unified = False
-    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
     return params
 
 
@@ -128,10 +129,10 @@ class DecodeError(ColdpressError):
 class Context:
     """A KV cache for several sequences, and the batch that is about to be decoded.
 
-    Each sequence has a cache of its own and flash attention is off: in a cache shared by all, or
-    with flash attention, the order of additions depends on who else is there, and so does the
-    answer. This way an answer of a quantized model equals its solo run, bit for bit, as long as
-    fewer than 8 rows are decoded together (from 8 on ggml takes other kernels, for bf16 from 2).
+    Each sequence has a cache of its own: in one shared by all, the order of additions depends on who
+    else is there, and so does the answer. Where each row is computed by itself, an answer of a
+    quantized model equals its solo run bit for bit, whatever else is in its batches. (Not with weights
+    in bf16, F16 or IQ4_NL: of these, ggml multiplies several rows in another way than one.)
 
     Args:
         cells: tokens per sequence.
@@ -151,6 +152,7 @@ class Context:
                 "lower --context or --parallel",
             )
         self._memory = lib.llama_get_memory(self._handle)
+        self._by_row = libllama.kernel_switch(self._handle)
         self._allocate(CHUNK_TOKENS)
 
     def _allocate(self, size: int) -> None:
@@ -159,7 +161,7 @@ class Context:
         self._tokens = (lib.llama_token * size)()
         self._positions = (lib.llama_pos * size)()
         self._sequences = (lib.llama_seq_id * size)()
-        self._wanted = (ctypes.c_int8 * size)()
+        self._wanted: Any = (ctypes.c_int8 * size)()
         self._counts = (ctypes.c_int32 * size)(*[1] * size)
         pointer = ctypes.POINTER(lib.llama_seq_id)
         each = ctypes.sizeof(lib.llama_seq_id)
@@ -176,8 +178,8 @@ class Context:
             logits=self._wanted,
         )
 
-    def add(self, tokens: list[int], position: int, sequence: int, *, wanted: bool) -> int:
-        """Put tokens of a sequence into the batch; ``wanted``: the last one's logits are.
+    def add(self, tokens: list[int], position: int, sequence: int, *, wanted: int) -> int:
+        """Put tokens of a sequence into the batch; the logits of the last ``wanted`` are kept.
 
         Returns the row of the last token.
         """
@@ -186,17 +188,21 @@ class Context:
         self._tokens[first:end] = tokens
         self._positions[first:end] = range(position, position + len(tokens))
         self._sequences[first:end] = [sequence] * len(tokens)
-        self._wanted[first:end] = [0] * len(tokens)
-        self._wanted[end - 1] = wanted
+        self._wanted[first:end] = [0] * (len(tokens) - wanted) + [1] * wanted
         self._batch.n_tokens = end
         return int(end) - 1
 
-    def decode(self) -> None:
+    def decode(self, *, by_row: bool = False) -> None:
         """Decode the batch and empty it.
+
+        Args:
+            by_row: compute each row by itself, so that its bits do not hang on the other rows; else
+                fast, if there are many.
 
         Raises:
             DecodeError: llama.cpp refused it; its sequences are then of no use.
         """
+        self._by_row(by_row)
         status = self._lib.llama_decode(self._handle, self._batch)
         self._batch.n_tokens = 0
         if status != 0:
@@ -212,6 +218,22 @@ class Context:
 
         pointer = self._lib.llama_get_logits_ith(self._handle, row)
         return np.ctypeslib.as_array(pointer, shape=(self._model.n_vocab,))
+
+    def rows_are_alike(self, token: int, position: int, sequence: int) -> bool:
+        """Whether this model's weights allow that rows are computed by themselves.
+
+        It is tried on a sequence of ``position`` tokens, which stays as it was.
+
+        Raises:
+            DecodeError: see ``decode``.
+        """
+        seen = []
+        for tokens in ([token, token], [token]):
+            row = self.add(tokens, position, sequence, wanted=len(tokens))
+            self.decode(by_row=True)
+            seen.append(self.logits(row + 1 - len(tokens)).tobytes())
+            self.forget(sequence, position)
+        return seen[0] == seen[1]
 
     def state(self, sequence: int) -> bytes:
         """A sequence's KV state as llama.cpp writes it.
@@ -237,9 +259,13 @@ class Context:
             return False
         return bool(self._lib.llama_memory_seq_rm(self._memory, sequence, keep, -1))
 
-    def forget(self, sequence: int) -> None:
-        """Free a sequence's cells."""
-        self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+    def forget(self, sequence: int, keep: int = 0) -> None:
+        """Free a sequence's cells but for the first ``keep``."""
+        self._lib.llama_memory_seq_rm(self._memory, sequence, keep, -1)
+
+    def copy(self, source: int, sequence: int) -> None:
+        """Make a sequence's cells those of another."""
+        self._lib.llama_memory_seq_cp(self._memory, source, sequence, -1, -1)
 
     def close(self) -> None:
         """Free the KV cache and the buffers."""

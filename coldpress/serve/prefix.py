@@ -23,7 +23,7 @@ from coldpress.serve.model import CHUNK_TOKENS, Model
 STATE_NAME = "prefix.kv"
 KEY_NAME = "prefix.json"
 FORMAT_VERSION = 1
-MIN_ROWS = 8
+MIN_ROWS = 64
 """From so many tokens in a batch ggml's kernels round each row in the same way, however many there are."""
 _MAX_KEY_BYTES = 32 << 20
 _MAX_STATE_BYTES = 1 << 36
@@ -34,7 +34,10 @@ _AGAIN = "fetch it again, or package it again"
 
 @dataclass(frozen=True)
 class Shipped:
-    """What ``prefix.json`` says: whose state it is, and of which prompt."""
+    """What ``prefix.json`` says: whose state it is, and of which prompt.
+
+    A short prompt has no state: then there are no ``tokens``.
+    """
 
     system_prompt: str
     tokens: list[int]
@@ -58,7 +61,7 @@ class Shipped:
             (0, 0) for a prompt that does not begin with the prefix, or has nothing after it.
         """
         count, length = len(self.tokens), len(prompt)
-        if length <= count or prompt[:count] != self.tokens:
+        if not count or length <= count or prompt[:count] != self.tokens:
             return 0, 0
         border = -(-count // CHUNK_TOKENS) * CHUNK_TOKENS
         if border == count:
@@ -70,6 +73,8 @@ class Shipped:
 
     def mismatch(self, model: Model) -> str | None:
         """Why the state is not what this model would compute here; None if it is."""
+        if not self.tokens:
+            return None
         now = key(model)
         here, made_for = cpu(), self.key.get("cpus", [])
         if here not in made_for:
@@ -133,7 +138,7 @@ def parse(raw: bytes, where: str) -> Shipped:
         if digest != _digest({"format_version": FORMAT_VERSION, **data}):
             raise ValueError("its digest differs")
         shipped = Shipped(**data)
-        if not 0 < shipped.size_bytes <= _MAX_STATE_BYTES:
+        if not 0 <= shipped.size_bytes <= _MAX_STATE_BYTES:
             raise ValueError("its size is senseless")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"{where} is damaged: {error}", _AGAIN) from error
@@ -193,7 +198,8 @@ class State:
             stream.readinto(buffer)
         if hashlib.sha256(buffer).hexdigest() != self.shipped.kv_sha256:
             return f"{self._path} differs from its sha256"
-        self._buffer = widen(buffer, self._sequences)
+        if self.shipped.tokens:
+            self._buffer = widen(buffer, self._sequences)
         return None
 
 

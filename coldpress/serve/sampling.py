@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from coldpress.serve.constraint import Matcher
+from coldpress.serve.speculation import Speculate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
+_64_BITS = (1 << 64) - 1
 _PENALIZED_TOKENS = 4096
 """Penalties look back so far; OpenAI's over the whole answer."""
 
@@ -41,7 +43,7 @@ class GenerateOptions:
     top_p: float = 1.0
     min_p: float = 0.05
     seed: int = 0
-    """0 to 2³² − 2: 2³² − 1 means "random" to libllama."""
+    """Fixes, with a token's place in the answer, what is drawn for it."""
     repeat_penalty: float = 1.0
     """Divides the logits of tokens that the answer has already (multiplies negative ones)."""
     frequency_penalty: float = 0.0
@@ -52,6 +54,8 @@ class GenerateOptions:
     """Added to the logits of tokens, whatever else is chosen."""
     logprobs: int | None = None
     """Report each token's log-probability and those of so many of the likeliest; None reports none."""
+    speculate: Speculate | None = None
+    """How the next tokens are guessed; None: as the engine is set to."""
     spelled: tuple[int, ...] = ()
     """Control tokens that are written out; others are silent."""
 
@@ -77,6 +81,7 @@ class Sampler:
         self._options = options
         self._matcher = matcher
         self._chain = _chain(model, options)
+        self._n_chosen = 0
         finalize(self, model.lib.llama_sampler_free, self._chain).atexit = False
 
     def choose(self, context: "Context", row: int) -> Choice:
@@ -85,14 +90,36 @@ class Sampler:
         Raises:
             GrammarError: the constraint has become too complex to follow.
         """
+        if self._options.temperature > 0:
+            self._draw_by(_seed_of(self._options.seed, self._n_chosen))
         if self._matcher is None and self._options.logprobs is None:
+            self._n_chosen += 1
             return Choice(context.sample(self._chain, row))
         logits = context.logits(row)
         token = self._among_allowed(logits)
+        self.accept(token)
+        return _described(logits, token, self._options.logprobs)
+
+    def accept(self, token: int) -> None:
+        """Remember a token as chosen.
+
+        Raises:
+            GrammarError: the constraint does not allow it, or has become too complex.
+        """
+        self._n_chosen += 1
         self._lib.llama_sampler_accept(self._chain, token)
         if self._matcher is not None:
             self._matcher.accept(token)
-        return _described(logits, token, self._options.logprobs)
+
+    def _draw_by(self, seed: int) -> None:
+        """Put another generator of random numbers at the end of the chain.
+
+        One for each token: what is drawn for it then hangs on its place alone, and an answer can be
+        gone on with elsewhere without the state of a generator.
+        """
+        lib, last = self._lib, self._lib.llama_sampler_chain_n(self._chain) - 1
+        lib.llama_sampler_free(lib.llama_sampler_chain_remove(self._chain, last))
+        lib.llama_sampler_chain_add(self._chain, lib.llama_sampler_init_dist(seed))
 
     @property
     def finished(self) -> bool:
@@ -119,6 +146,14 @@ class Sampler:
         )
         self._lib.llama_sampler_apply(self._chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
+
+
+def _seed_of(seed: int, place: int) -> int:
+    """32 bits for a token's generator: a seed and a place, mixed as SplitMix64 mixes its counter."""
+    mixed = (seed * 0x2545F4914F6CDD1D + (place + 1) * 0x9E3779B97F4A7C15) & _64_BITS
+    mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & _64_BITS
+    mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & _64_BITS
+    return (mixed ^ mixed >> 31) % 0xFFFFFFFF  # 2³² − 1 means "random" to libllama
 
 
 def _described(logits: "Floats", token: int, n_top: int | None) -> Choice:

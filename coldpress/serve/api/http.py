@@ -24,14 +24,14 @@ from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import CONTENT_TYPE, Metrics
 from coldpress.serve.api.protocol import MAX_BODY_BYTES, parse_tokenize
 from coldpress.serve.api.reply import ROUTES, check_ready, models, to_json
-from coldpress.serve.api.timed import Answering, begin
+from coldpress.serve.api.timed import Answering, Closing, Limits, begin
 from coldpress.serve.api.websocket import MAX_MESSAGE_BYTES, chat
 from coldpress.serve.engine import Engine
 from coldpress.serve.generation import Failed
 from coldpress.serve.trace import Trace
 
-_DRAIN_S = 25
-"""Seconds that running answers get after SIGTERM; Kubernetes kills after 30, Cloud Run after 10."""
+_LAST_S = 2
+"""Seconds at the end of the draining in which answers that were cut are delivered."""
 _BODY_S = 30
 """Seconds that a body may take to arrive."""
 _PAGE = Path(__file__).with_name("page.html")
@@ -46,25 +46,29 @@ class HttpOptions:
     origins: tuple[str, ...] = ()
     """Origins whose pages may call; none: no other site's."""
     answer_s: float = 600
-    """Seconds that one answer may take; it then ends as if it had reached its length."""
+    """Seconds that one answer may take; it is then cut."""
+    drain_s: int = 25
+    """Seconds after SIGTERM in which answers may end; Kubernetes kills after 30, Cloud Run after 10."""
     log_requests: bool = True
 
 
 def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptions) -> None:
     """Answer on a listening socket until SIGTERM or SIGINT, then finish what is running."""
+    closing = Closing()
     config = uvicorn.Config(
-        build_app(engine, options),
+        build_app(engine, options, closing),
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan="off",
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE_BYTES,
-        timeout_graceful_shutdown=_DRAIN_S,
+        timeout_graceful_shutdown=options.drain_s,
     )
     server = uvicorn.Server(config)
 
     def stop(_signal: int | None = None, _frame: FrameType | None = None) -> None:
+        closing.begin(max(options.drain_s - _LAST_S, 0))
         server.should_exit = True
 
     # uvicorn handles SIGTERM while it runs and raises it again at its end; that must not kill us.
@@ -78,9 +82,10 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
     server.run(sockets=[bound])
 
 
-def build_app(engine: Engine, options: HttpOptions) -> Starlette:
+def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlette:
     """The application: OpenAI's routes, a page to chat on, what platforms and Prometheus ask for."""
     metrics = Metrics(engine)
+    limits = Limits(options.answer_s, closing)
 
     async def list_models(_request: Request) -> Response:
         return _json(models(engine))
@@ -109,7 +114,7 @@ def build_app(engine: Engine, options: HttpOptions) -> Starlette:
         return _json({"tokens": tokens})
 
     async def answer(request: Request) -> Response:
-        return await _answer(engine, metrics, options.answer_s, request)
+        return await _answer(engine, metrics, limits, request)
 
     access = Middleware(Access, keys=options.keys, logs=options.log_requests, metrics=metrics)
     cors = Middleware(
@@ -121,7 +126,7 @@ def build_app(engine: Engine, options: HttpOptions) -> Starlette:
     return Starlette(
         routes=[
             *(Route(path, answer, methods=["POST"]) for path in ROUTES),
-            WebSocketRoute("/v1/chat/ws", chat(engine, metrics, options.answer_s)),
+            WebSocketRoute("/v1/chat/ws", chat(engine, metrics, limits)),
             Route("/v1/models", list_models),
             Route("/tokenize", tokenize, methods=["POST"]),
             Route("/metrics", expose),
@@ -138,10 +143,10 @@ def build_app(engine: Engine, options: HttpOptions) -> Starlette:
     )
 
 
-async def _answer(engine: Engine, metrics: Metrics, answer_s: float, request: Request) -> Response:
+async def _answer(engine: Engine, metrics: Metrics, limits: Limits, request: Request) -> Response:
     check_ready(engine)
     body = await _body(request)
-    answering = await begin(engine, ROUTES[request.url.path], body, answer_s, metrics)
+    answering = await begin(engine, ROUTES[request.url.path], body, limits, metrics)
     if answering.reply.request.stream:
         return _Stream(answering)
     return await _whole(request, answering)

@@ -4,6 +4,7 @@ A field that would change the answer and is not supported is refused; unknown fi
 clients send many that only OpenAI's own service reads.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "prediction": (),
 }
 """Fields that are not supported, with the values (beside null) that ask for nothing."""
+_OF_DELIVERY = {"resume", "stream", "stream_options"}
+"""Fields that change how an answer is delivered, but not the answer."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class Request:
     form: Form | None
     stream: bool
     include_usage: bool
+    resume: str | None
+    """A cursor of an answer to this request that was cut."""
+    digest: bytes
+    """Of everything that the answer hangs on."""
 
 
 def parse(kind: Kind, body: bytes) -> Request:
@@ -71,6 +78,8 @@ def parse(kind: Kind, body: bytes) -> Request:
         form=form,
         stream=fields.flag(of, "stream"),
         include_usage=fields.flag(stream_options, "include_usage"),
+        resume=None if of.get("resume") is None else fields.text("resume", of["resume"]),
+        digest=_digest(kind, of),
     )
 
 
@@ -104,6 +113,12 @@ def _json(body: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ApiError(400, "the body is not a JSON object", "invalid_json")
     return found
+
+
+def _digest(kind: Kind, of: dict[str, Any]) -> bytes:
+    asked = {name: value for name, value in of.items() if name not in _OF_DELIVERY}
+    canonical = json.dumps([kind, asked], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).digest()
 
 
 def _prompt(of: dict[str, Any]) -> str:

@@ -1,14 +1,17 @@
 """One answer in OpenAI's shapes, whole or in chunks: what both fronts share."""
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from coldpress.serve import cursor
 from coldpress.serve.api import submit
 from coldpress.serve.api.fields import ApiError
-from coldpress.serve.api.protocol import parse
+from coldpress.serve.api.protocol import Request, parse
 from coldpress.serve.api.sampling_fields import Kind
 from coldpress.serve.api.tools import Call
 from coldpress.serve.engine import Engine
@@ -57,7 +60,8 @@ class Reply:
 
     def __init__(self, engine: Engine, kind: Kind, body: bytes, emit: Emit) -> None:
         check_ready(engine)
-        self.request = parse(kind, body)
+        request, begun = self._begun(engine, parse(kind, body))
+        self.request = request
         self._is_chat = kind == "chat"
         self._id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{os.urandom(12).hex()}"
         self._created = int(time.time())
@@ -65,17 +69,39 @@ class Reply:
         self._text = ""
         self._logprobs: list[TokenLogprob] = []
         self._calls = submit.call_reader(engine.model, self.request)
-        self._generation = submit.submit(engine, self.request, emit)
+        self._generation = submit.submit(engine, request, emit, begun)
+        self._n_delivered = len(begun)
+        self._resume: str | None = None
+        if self._calls:
+            self._calls.push(self._generation.said)
+
+    def _begun(self, engine: Engine, request: Request) -> tuple[Request, tuple[int, ...]]:
+        """A request with the seed of the answer that it goes on with, and that answer's tokens."""
+        model = engine.model
+        identity = model.metadata("coldpress.header_sha256") or f"{model.name} {model.size_bytes}"
+        self._bound = hashlib.sha256(identity.encode() + request.digest).digest()
+        if request.resume is None:
+            return request, ()
+        try:
+            found = cursor.unseal(request.resume, self._bound)
+        except cursor.CursorError as error:
+            raise ApiError(
+                400, f"resume is no good cursor: {error}", "bad_cursor", param="resume"
+            ) from error
+        return replace(request, options=replace(request.options, seed=found.seed)), found.tokens
 
     def cancel(self) -> None:
         """Stop generating; nothing happens if it is done already."""
         self._generation.cancel()
 
     def cut(self) -> Done:
-        """Stop generating and end the answer here, as if it had reached its length."""
+        """Stop generating and end the answer here, with a cursor from which it can go on."""
         self.cancel()
-        generation = self._generation
-        return Done("length", generation.prompt_tokens, generation.completion_tokens)
+        generation, n = self._generation, self._n_delivered
+        first = generation.prompt_tokens
+        tokens = tuple(generation.tokens[first : first + n])
+        self._resume = cursor.seal(cursor.Cursor(tokens, generation.options.seed), self._bound)
+        return Done("length", first, n, generation.reused_tokens)
 
     def opening(self) -> bytes:
         """The first chunk of a stream: a chat's says who speaks."""
@@ -86,11 +112,14 @@ class Reply:
     def chunk(self, event: Event) -> bytes:
         """An event as server-sent events; after ``Done`` or ``Failed`` the stream is complete."""
         match event:
-            case Delta(text, logprobs):
+            case Delta(text, logprobs, n_tokens):
+                self._n_delivered = n_tokens
                 return self._text_chunk(self._calls.push(text) if self._calls else text, logprobs)
             case Done(reason):
                 rest, why = self._rest(reason)
-                last = self._chunk({"delta": {}} if self._is_chat else {"text": ""}, why)
+                last = self._chunk(
+                    {"delta": {}} if self._is_chat else {"text": ""}, why, more=self._cut_at()
+                )
                 told = self._usage_chunk(event) if self.request.include_usage else b""
                 return rest + last + told + END_OF_STREAM
             case Failed(message):
@@ -99,7 +128,8 @@ class Reply:
     def messages(self, event: Event) -> list[dict[str, Any]]:
         """An event as a WebSocket's messages; after ``Done`` or ``Failed`` the answer is complete."""
         match event:
-            case Delta(text):
+            case Delta(text, _, n_tokens):
+                self._n_delivered = n_tokens
                 text = self._calls.push(text) if self._calls else text
                 return [{"type": "delta", "text": text}] if text else []
             case Done(reason):
@@ -109,7 +139,8 @@ class Reply:
                     called = [each.plain() for each in calls]
                     said.append({"type": "tool_calls", "tool_calls": called})
                 why = "tool_calls" if calls else reason
-                return [*said, {"type": "done", "finish_reason": why, "usage": usage(event)}]
+                done = {"type": "done", "finish_reason": why, "usage": usage(event)}
+                return [*said, done | self._cut_at()]
             case Failed(message):
                 return [{"type": "error", **ApiError(500, message, "engine_failed").body}]
 
@@ -120,7 +151,8 @@ class Reply:
             ApiError: 500, the engine failed.
         """
         match event:
-            case Delta(text, logprobs):
+            case Delta(text, logprobs, n_tokens):
+                self._n_delivered = n_tokens
                 self._text += self._calls.push(text) if self._calls else text
                 self._logprobs += logprobs
                 return None
@@ -154,7 +186,12 @@ class Reply:
         else:
             choice = {"text": text}
         choice |= {"index": 0, "logprobs": self._said(self._logprobs), "finish_reason": reason}
-        return {**self._head(chunk=False), "choices": [choice], "usage": usage(done)}
+        whole = {**self._head(chunk=False), "choices": [choice], "usage": usage(done)}
+        return whole | self._cut_at()
+
+    def _cut_at(self) -> dict[str, Any]:
+        """The cursor of an answer that was cut."""
+        return {} if self._resume is None else {"resume": self._resume}
 
     def _text_chunk(self, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
         if not text and not logprobs:
@@ -167,10 +204,11 @@ class Reply:
         choice: dict[str, Any],
         reason: str | None,
         logprobs: Sequence[TokenLogprob] = (),
+        more: dict[str, Any] | None = None,
     ) -> bytes:
         said = self._said(logprobs) if logprobs else None
         whole = {"index": 0, **choice, "logprobs": said, "finish_reason": reason}
-        return to_event({**self._head(chunk=True), "choices": [whole]})
+        return to_event({**self._head(chunk=True), "choices": [whole], **(more or {})})
 
     def _said(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if self.request.options.logprobs is None:
@@ -192,12 +230,13 @@ class Reply:
         }
 
 
-def usage(done: Done) -> dict[str, int]:
+def usage(done: Done) -> dict[str, Any]:
     """An answer's tokens as OpenAI counts them."""
     return {
         "prompt_tokens": done.prompt_tokens,
         "completion_tokens": done.completion_tokens,
         "total_tokens": done.prompt_tokens + done.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": done.reused_tokens},
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from coldpress.serve.api import fields
 from coldpress.serve.sampling import GenerateOptions
+from coldpress.serve.speculation import SPECULATE, Speculate
 
 Kind = Literal["chat", "completion"]
 
@@ -56,7 +57,14 @@ def options(kind: Kind, of: dict[str, Any]) -> GenerateOptions:
         presence_penalty=fields.number(of, "presence_penalty", preset.presence_penalty, -2, 2),
         logit_bias=_biases(of.get("logit_bias")),
         logprobs=_logprobs(kind, of),
+        speculate=_speculate(of.get("speculative")),
     )
+
+
+def _speculate(asked: object) -> Speculate | None:
+    if asked is not None and asked not in SPECULATE:
+        fields.refuse("speculative", f"must be one of {', '.join(SPECULATE)}")
+    return next((each for each in SPECULATE if each == asked), None)
 
 
 def _biases(biases: object) -> tuple[tuple[int, float], ...]:

@@ -1,30 +1,44 @@
 """A checked request → a generation in the engine: its prompt, its form, its tools."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from coldpress.errors import ColdpressError, PromptTooLongError
 from coldpress.serve import constraint
 from coldpress.serve.api import template, tools
-from coldpress.serve.api.fields import ApiError
+from coldpress.serve.api.fields import ApiError, refuse
 from coldpress.serve.api.protocol import Request
 from coldpress.serve.constraint import GrammarError, Matcher
 from coldpress.serve.engine import Engine, QueueFullError
-from coldpress.serve.generation import Emit, Generation
+from coldpress.serve.generation import Emit, Generation, NotResumableError
 from coldpress.serve.model import Model
 
 
-def submit(engine: Engine, request: Request, emit: Emit) -> Generation:
+def submit(
+    engine: Engine, request: Request, emit: Emit, answered: Sequence[int] = ()
+) -> Generation:
     """Queue the generation that a request asks for.
+
+    Args:
+        answered: the answer's tokens that exist already.
 
     Raises:
         ApiError: 400 a form that cannot be followed, no template, too long a prompt; 429 a full queue;
             503 the engine is stopping.
     """
+    if request.options.speculate == "draft" and engine.options.draft is None:
+        refuse("speculative", "needs a server with a draft model", "unsupported_parameter")
     try:
         options = replace(request.options, spelled=_spelled(engine.model, request))
         return engine.submit(
-            _prompt(engine, request), options, emit, _matcher(engine.model, request)
+            _prompt(engine, request),
+            options,
+            emit,
+            _matcher(engine.model, request),
+            answered=answered,
         )
+    except NotResumableError as error:
+        raise ApiError(400, str(error), "not_resumable", param="resume") from error
     except PromptTooLongError as error:
         raise ApiError(
             400, error.message, "context_length_exceeded", param=_param(request)

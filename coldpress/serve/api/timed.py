@@ -1,6 +1,7 @@
 """An answer's events, for so long as it may take."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,6 +14,33 @@ from coldpress.serve.api.sampling_fields import Kind
 from coldpress.serve.engine import Engine
 from coldpress.serve.generation import Delta, Event
 
+_LOOK_S = 0.5
+"""So often an answer that waits looks whether the server is closing."""
+
+
+class Closing:
+    """When a server that was told to stop must have ended its answers."""
+
+    def __init__(self) -> None:
+        self._at_s = math.inf
+
+    def begin(self, seconds: float) -> None:
+        """All answers end within so many seconds."""
+        self._at_s = time.monotonic() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until then."""
+        return self._at_s - time.monotonic()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long an answer may take."""
+
+    answer_s: float
+    closing: Closing
+
 
 @dataclass(frozen=True)
 class Answering:
@@ -24,9 +52,9 @@ class Answering:
 
 
 async def begin(
-    engine: Engine, kind: Kind, body: bytes, seconds: float, metrics: Metrics
+    engine: Engine, kind: Kind, body: bytes, limits: Limits, metrics: Metrics
 ) -> Answering:
-    """Submit a request to the engine; the answer ends after so many seconds.
+    """Submit a request to the engine; the answer is cut when its time is up.
 
     Raises:
         ApiError: as ``Reply``.
@@ -40,20 +68,22 @@ async def begin(
 
     # A long prompt takes a while to tokenize: not in the event loop.
     reply = await run_in_threadpool(Reply, engine, kind, body, emit)
-    return Answering(reply, queue, _until(queue, reply, seconds, metrics))
+    return Answering(reply, queue, _until(queue, reply, limits, metrics))
 
 
 async def _until(
-    events: asyncio.Queue[Event], reply: Reply, seconds: float, metrics: Metrics
+    events: asyncio.Queue[Event], reply: Reply, limits: Limits, metrics: Metrics
 ) -> AsyncIterator[Event]:
-    """A reply's events; when its time is up, an end as if the answer had reached its length."""
+    """A reply's events; when its time is up, the end of a cut answer."""
     began = time.monotonic()
     first = True
     while True:
+        left = min(began + limits.answer_s - time.monotonic(), limits.closing.left_s)
         try:
-            left = seconds - (time.monotonic() - began)
-            event = await asyncio.wait_for(events.get(), max(0.0, left))
+            event = await asyncio.wait_for(events.get(), max(0.0, min(left, _LOOK_S)))
         except TimeoutError:
+            if left > _LOOK_S:
+                continue
             event = reply.cut()
         if first:
             metrics.first_token(time.monotonic() - began)

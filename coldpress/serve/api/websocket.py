@@ -14,14 +14,14 @@ from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import Metrics
 from coldpress.serve.api.protocol import MAX_BODY_BYTES, chat_body
 from coldpress.serve.api.reply import to_json
-from coldpress.serve.api.timed import begin
+from coldpress.serve.api.timed import Limits, begin
 from coldpress.serve.engine import Engine
 
 MAX_MESSAGE_BYTES = MAX_BODY_BYTES
 
 
 def chat(
-    engine: Engine, metrics: Metrics, answer_s: float
+    engine: Engine, metrics: Metrics, limits: Limits
 ) -> Callable[[WebSocket], Awaitable[None]]:
     """The route's endpoint."""
 
@@ -32,7 +32,7 @@ def chat(
             while True:
                 message = await socket.receive_text()
                 try:
-                    await _answer(engine, metrics, answer_s, socket, message)
+                    await _answer(engine, metrics, limits, socket, message)
                 except ApiError as error:
                     await _send(socket, {"type": "error", **error.body})
         except (WebSocketDisconnect, KeyError):  # KeyError: a binary message
@@ -42,9 +42,9 @@ def chat(
 
 
 async def _answer(
-    engine: Engine, metrics: Metrics, answer_s: float, socket: WebSocket, message: str
+    engine: Engine, metrics: Metrics, limits: Limits, socket: WebSocket, message: str
 ) -> None:
-    answering = await begin(engine, "chat", chat_body(message), answer_s, metrics)
+    answering = await begin(engine, "chat", chat_body(message), limits, metrics)
     try:
         async for event in answering.events:
             for said in answering.reply.messages(event):

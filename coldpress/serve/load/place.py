@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from coldpress.errors import InputError, IntegrityError
+from coldpress.errors import InputError, IntegrityError, UsageError
 from coldpress.serve.load.address import Address, is_address
 
 Place = Path | Address
@@ -27,6 +27,8 @@ def locate(checkpoint: str | Path) -> Place:
         address = Address(str(checkpoint))
         address.check()
         return address
+    if re.match(r"[a-z][a-z0-9+.-]*://", str(checkpoint)):
+        raise UsageError(f"{str(checkpoint)!r} is no address of ours", "http(s)://, s3:// or gs://")
     path = _first(Path(checkpoint))
     for shard in shards(path):
         try:
