@@ -35,9 +35,13 @@ class RuntimeProcess:
 
     def event(self, name: str) -> dict[str, Any]:
         """The next event, which must be ``name``."""
-        event = self._events.get(timeout=60)
+        event = self.next_event()
         assert event["event"] == name
         return event
+
+    def next_event(self) -> dict[str, Any]:
+        """The next event."""
+        return self._events.get(timeout=60)
 
     def wait(self) -> int:
         """Wait for its end; the exit code."""

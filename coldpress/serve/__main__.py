@@ -21,6 +21,7 @@ _KEYS = "COLDPRESS_API_KEYS"
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop; returns the exit code, after two lines on stderr if it is not 0."""
     try:
+        argv = sys.argv[1:] if argv is None else argv
         arguments = _parser().parse_args(argv)
         options = EngineOptions(
             context=arguments.context,
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Lambda sets this to the address of its Runtime API.
         if address := os.environ.get("AWS_LAMBDA_RUNTIME_API"):
             _serve_lambda(arguments.checkpoint, options, address)
+        elif arguments.emulate_lambda:
+            _emulate_lambda(arguments, argv)
         else:
             _serve_http(arguments, options)
     except ColdpressError as error:
@@ -65,6 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--cors", action="append", default=[], metavar="ORIGIN", help="whose pages may call")
     add("--answer-seconds", type=float, default=600, help="an answer ends after so long")
     add("--quiet", action="store_true", help="no line per request on stdout")
+    add(
+        "--emulate-lambda",
+        action="store_true",
+        help="as a function URL of a Lambda on this machine",
+    )
+    add("--lambda-timeout", type=float, default=60, help="seconds that its invocations may take")
+    add(
+        "--lambda-fault",
+        default="none",
+        help="hang-up:N or kill:N at the Nth chunk, deadline:S, freeze:S between invocations",
+    )
     return parser
 
 
@@ -133,6 +147,19 @@ def _serve_lambda(checkpoint: str, options: EngineOptions, address: str) -> None
         front.run(engine, api)
     finally:
         engine.close()
+
+
+def _emulate_lambda(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
+    from coldpress.serve.aws import function_url
+    from coldpress.serve.aws.emulator import Fault, Lambda
+
+    trace = Trace()
+    locate(arguments.checkpoint)  # what is wrong with it is said here, not at the first request
+    # The runtime gets the same arguments: told of a Runtime API, it does not look at ours.
+    fault = Fault.parse(arguments.lambda_fault)
+    function = Lambda(argv, arguments.lambda_timeout, fault)
+    with listen(arguments.host, _port(arguments.port)) as bound:
+        function_url.serve(function, bound, trace)
 
 
 if __name__ == "__main__":
