@@ -13,10 +13,13 @@ from typing import Any
 
 
 class RuntimeProcess:
-    """``python -m coldpress.serve``; stop it with ``stop``."""
+    """``python -m coldpress.serve``, or the Python in ``program``; stop it with ``stop``."""
 
-    def __init__(self, checkpoint: Path | str, *arguments: str, **env: str) -> None:
-        argv = [sys.executable, "-m", "coldpress.serve", str(checkpoint), "--threads", "1"]
+    def __init__(
+        self, checkpoint: Path | str, *arguments: str, program: str = "", **env: str
+    ) -> None:
+        run = ["-c", program] if program else ["-m", "coldpress.serve"]
+        argv = [sys.executable, *run, str(checkpoint), "--threads", "1"]
         self.process = subprocess.Popen(
             [*argv, *arguments], stderr=subprocess.PIPE, env={**os.environ, **env}, text=True
         )

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coldpress.serve.api import template as chat_template
 from coldpress.serve.api.protocol import MAX_BODY_BYTES, ApiError, parse
 
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
@@ -125,8 +126,10 @@ def test_any_body_is_parsed_or_refused(kind: Any, fields: dict[str, Any]) -> Non
         assert 0 <= options.seed < 0xFFFFFFFF
 
 
-def _render(template: str) -> str:
-    return template.render(template, ({"role": "user", "content": "1 < 2"},), bos="<s>", eos="</s>")
+def _render(text: str) -> str:
+    return chat_template.render(
+        text, ({"role": "user", "content": "1 < 2"},), bos="<s>", eos="</s>"
+    )
 
 
 def test_templates_render_as_in_transformers() -> None:

@@ -19,10 +19,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
+from coldpress.errors import UsageError
+from coldpress.serve.api import connection
 from coldpress.serve.api.access import Access
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import CONTENT_TYPE, Metrics
-from coldpress.serve.api.protocol import MAX_BODY_BYTES, parse_tokenize
+from coldpress.serve.api.protocol import check_length, parse_tokenize
 from coldpress.serve.api.reply import ROUTES, check_ready, models, to_json
 from coldpress.serve.api.timed import Answering, begin
 from coldpress.serve.api.websocket import MAX_MESSAGE_BYTES, chat
@@ -32,8 +34,7 @@ from coldpress.serve.trace import Trace
 
 _DRAIN_S = 25
 """Seconds that running answers get after SIGTERM; Kubernetes kills after 30, Cloud Run after 10."""
-_BODY_S = 30
-"""Seconds that a body may take to arrive."""
+_LONGEST_S = 86_400
 _PAGE = Path(__file__).with_name("page.html")
 
 
@@ -47,7 +48,14 @@ class HttpOptions:
     """Origins whose pages may call; none: no other site's."""
     answer_s: float = 600
     """Seconds that one answer may take; it then ends as if it had reached its length."""
+    client_s: float = 30
+    """Seconds that a client may take over its headers, over its body, or before it reads on."""
     log_requests: bool = True
+
+    def __post_init__(self) -> None:
+        for name, seconds in (("answer", self.answer_s), ("client", self.client_s)):
+            if not 0 < seconds <= _LONGEST_S:
+                raise UsageError(f"--{name}-seconds is {seconds:g}", f"0 to {_LONGEST_S}")
 
 
 def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptions) -> None:
@@ -58,7 +66,8 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
         access_log=False,
         server_header=False,
         lifespan="off",
-        ws="websockets-sansio",
+        http=connection.http(options.client_s),
+        ws=connection.WebSocketConnection,
         ws_max_size=MAX_MESSAGE_BYTES,
         timeout_graceful_shutdown=_DRAIN_S,
     )
@@ -72,6 +81,7 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
     engine.on_failure = stop
     if engine.failure is not None:
         return
+    connection.drop_who_never_reads(bound, options.client_s)
     host, port = bound.getsockname()[:2]
     trace.mark("listening")
     trace.emit("listening", host=host, port=port)
@@ -101,7 +111,7 @@ def build_app(engine: Engine, options: HttpOptions) -> Starlette:
 
     async def tokenize(request: Request) -> Response:
         check_ready(engine)
-        text, special = parse_tokenize(await _body(request))
+        text, special = parse_tokenize(await _body(request, options.client_s))
         model = engine.model
         tokens = await run_in_threadpool(
             model.tokenize, text, add_special=special, parse_special=False
@@ -109,7 +119,7 @@ def build_app(engine: Engine, options: HttpOptions) -> Starlette:
         return _json({"tokens": tokens})
 
     async def answer(request: Request) -> Response:
-        return await _answer(engine, metrics, options.answer_s, request)
+        return await _answer(engine, metrics, options, request)
 
     access = Middleware(Access, keys=options.keys, logs=options.log_requests, metrics=metrics)
     cors = Middleware(
@@ -138,26 +148,32 @@ def build_app(engine: Engine, options: HttpOptions) -> Starlette:
     )
 
 
-async def _answer(engine: Engine, metrics: Metrics, answer_s: float, request: Request) -> Response:
+async def _answer(
+    engine: Engine, metrics: Metrics, options: HttpOptions, request: Request
+) -> Response:
     check_ready(engine)
-    body = await _body(request)
-    answering = await begin(engine, ROUTES[request.url.path], body, answer_s, metrics)
+    body = await _body(request, options.client_s)
+    answering = await begin(engine, ROUTES[request.url.path], body, options.answer_s, metrics)
     if answering.reply.request.stream:
         return _Stream(answering)
     return await _whole(request, answering)
 
 
-async def _body(request: Request) -> bytes:
-    """Read the body, but not more of it than is allowed, nor for longer."""
+async def _body(request: Request, seconds: float) -> bytes:
+    """Read the body, but not more of it than is allowed, nor for longer.
+
+    Raises:
+        ApiError: 408, 413.
+    """
+    check_length(int(request.headers.get("content-length", 0)))
     body = bytearray()
     try:
-        async with asyncio.timeout(_BODY_S):
+        async with asyncio.timeout(seconds):
             async for piece in request.stream():
                 body += piece
-                if len(body) > MAX_BODY_BYTES:
-                    break
+                check_length(len(body))
     except TimeoutError as error:
-        raise ApiError(408, f"the body took over {_BODY_S} s", "body_too_slow") from error
+        raise ApiError(408, f"the body took over {seconds:g} s", "body_too_slow") from error
     return bytes(body)
 
 
@@ -215,9 +231,7 @@ async def _broken(_request: Request, error: Exception) -> Response:
 async def _refused(_request: Request, error: Exception) -> Response:
     match error:
         case ApiError():
-            # An unread rest of the body would be taken for the next request.
-            close = {"Connection": "close"} if error.status in {408, 413} else {}
-            return _json(error.body, error.status, {**error.headers, **close})
+            return _json(error.body, error.status, error.headers)
         case HTTPException():
             body = ApiError(error.status_code, error.detail.lower(), "no_such_route").body
             return _json(body, error.status_code, dict(error.headers or {}))
