@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -229,6 +230,16 @@ def test_two_hundred_slow_clients_keep_nobody_out(server: Server) -> None:
     assert all(_closed(each) for each in slow)
     for each in slow:
         each.close()
+
+
+def test_more_idle_connections_than_the_process_may_open(model: Path) -> None:
+    with running(model, "--port", "0", "--quiet") as process:
+        server = Server(process)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (800, 800))
+        idle = [server.raw() for _ in range(2000)]
+        server.still_serves()
+        for each in idle:
+            each.close()
 
 
 @pytest.mark.parametrize(

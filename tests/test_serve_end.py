@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,9 @@ def _asked(engine: Engine, path: str) -> httpx.Response:
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             return await client.get(path)
 
-    return asyncio.run(get())
+    # A browser of other tests may have a loop in this thread.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(get())).result()
 
 
 @pytest.mark.parametrize("status", [-3, -2, -1, 1])

@@ -7,12 +7,16 @@ reads is seen by the kernel (TCP_USER_TIMEOUT).
 import asyncio
 import socket
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 _MAX_UNSENT_BYTES = 1 << 20
+BACKLOG = 128
+"""Connections that are accepted at once, before the oldest can be given up."""
+_MAX_WAITING = 256
 _MAX_HEADERS = 100
 _MAX_HEADER_BYTES = 16 << 10
 _REFUSAL = b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -30,26 +34,29 @@ def drop_who_never_reads(bound: socket.socket, seconds: float) -> None:
 
 
 def http(seconds: float) -> type[H11Protocol]:
-    """Connections whose next request must be there, whole but for its body, in so many seconds."""
+    """Connections whose next request must be there, whole but for its body, in so many seconds.
+
+    Where too many wait, the oldest is given up, so that they never use up what the process may open.
+    """
 
     class Connection(H11Protocol):
-        _timer: asyncio.TimerHandle
+        waiting: ClassVar[dict[Any, asyncio.TimerHandle]] = {}
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._timer = self.loop.call_later(seconds, self._give_up)
+            self._wait()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._timer.cancel()
+            self._wait_no_more()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self._answering:
-                self._timer.cancel()
+                self._wait_no_more()
 
         def handle_websocket_upgrade(self, event: h11.Request) -> None:
-            self._timer.cancel()
+            self._wait_no_more()
             super().handle_websocket_upgrade(event)
 
         def on_response_complete(self) -> None:
@@ -57,8 +64,19 @@ def http(seconds: float) -> type[H11Protocol]:
             # What is left of an unread body is thrown away meanwhile: closing at once would be a
             # reset, and the client might not see the answer.
             if not self._answering:
-                self._timer.cancel()
-                self._timer = self.loop.call_later(seconds, self._give_up)
+                self._wait()
+
+        def _wait(self) -> None:
+            self._wait_no_more()
+            self.waiting[self] = self.loop.call_later(seconds, self._give_up)
+            if len(self.waiting) > _MAX_WAITING:
+                oldest = next(iter(self.waiting))
+                oldest._wait_no_more()
+                oldest.transport.abort()
+
+        def _wait_no_more(self) -> None:
+            if timer := self.waiting.pop(self, None):
+                timer.cancel()
 
         @property
         def _answering(self) -> bool:

@@ -66,6 +66,7 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
         access_log=False,
         server_header=False,
         lifespan="off",
+        backlog=connection.BACKLOG,
         http=connection.http(options.client_s),
         ws=connection.WebSocketConnection,
         ws_max_size=MAX_MESSAGE_BYTES,
