@@ -13,10 +13,13 @@ from typing import Any
 
 
 class RuntimeProcess:
-    """``python -m coldpress.serve``; stop it with ``stop``."""
+    """``python -m coldpress.serve``, or the Python in ``program``; stop it with ``stop``."""
 
-    def __init__(self, checkpoint: Path | str, *arguments: str, **env: str) -> None:
-        argv = [sys.executable, "-m", "coldpress.serve", str(checkpoint), "--threads", "1"]
+    def __init__(
+        self, checkpoint: Path | str, *arguments: str, program: str = "", **env: str
+    ) -> None:
+        run = ["-c", program] if program else ["-m", "coldpress.serve"]
+        argv = [sys.executable, *run, str(checkpoint), "--threads", "1"]
         self.process = subprocess.Popen(
             [*argv, *arguments], stderr=subprocess.PIPE, env={**os.environ, **env}, text=True
         )
@@ -35,9 +38,13 @@ class RuntimeProcess:
 
     def event(self, name: str) -> dict[str, Any]:
         """The next event, which must be ``name``."""
-        event = self._events.get(timeout=60)
+        event = self.next_event()
         assert event["event"] == name
         return event
+
+    def next_event(self) -> dict[str, Any]:
+        """The next event."""
+        return self._events.get(timeout=60)
 
     def wait(self) -> int:
         """Wait for its end; the exit code."""

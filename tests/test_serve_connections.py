@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from coldpress.serve.aws import sigv4
+from coldpress.serve.aws.runtime_server import RuntimeServer, serving
 from tests import tiny_gguf
-from tests.fake_runtime_api import FakeRuntimeApi, serving
+from tests.lambda_calls import invoke
 from tests.runtime_process import running
 
 BY = sigv4.Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", "", "us-east-1")
@@ -105,7 +106,7 @@ def _managing() -> Iterator[ManagementApi]:
 @pytest.fixture(scope="module")
 def both(
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[FakeRuntimeApi, ManagementApi]]:
+) -> Iterator[tuple[RuntimeServer, ManagementApi]]:
     model: Path = tiny_gguf.write(tmp_path_factory.mktemp("ws") / "model.gguf", context=1 << 20)
     with _managing() as management, serving() as api:
         env = {
@@ -138,26 +139,26 @@ def _said(management: ManagementApi) -> tuple[str, dict[str, Any]]:
     return text, message
 
 
-def test_one_message_in_tokens_out(both: tuple[FakeRuntimeApi, ManagementApi]) -> None:
+def test_one_message_in_tokens_out(both: tuple[RuntimeServer, ManagementApi]) -> None:
     api, management = both
     asked = {
         "messages": [{"role": "user", "content": "the sea"}],
         "max_tokens": 30,
         "temperature": 0,
     }
-    direct = json.loads(api.invoke(asked).body)
+    direct = json.loads(invoke(api, asked).body)
     for kind in ("CONNECT", "DISCONNECT"):
-        assert json.loads(api.invoke(_event(kind)).body) == {"statusCode": 200}
-    assert json.loads(api.invoke(_event("MESSAGE", json.dumps(asked))).body) == {"statusCode": 200}
+        assert json.loads(invoke(api, _event(kind)).body) == {"statusCode": 200}
+    assert json.loads(invoke(api, _event("MESSAGE", json.dumps(asked))).body) == {"statusCode": 200}
     text, end = _said(management)
     assert text == direct["choices"][0]["message"]["content"]
     assert (end["type"], end["finish_reason"], end["usage"]) == ("done", "length", direct["usage"])
-    api.invoke(_event("MESSAGE", "the sea"))
+    invoke(api, _event("MESSAGE", "the sea"))
     assert _said(management)[1]["usage"]["prompt_tokens"] == direct["usage"]["prompt_tokens"]
 
 
 def test_a_long_answer_comes_in_few_messages_and_ends_before_the_deadline(
-    both: tuple[FakeRuntimeApi, ManagementApi],
+    both: tuple[RuntimeServer, ManagementApi],
 ) -> None:
     api, management = both
     asked = {
@@ -165,7 +166,7 @@ def test_a_long_answer_comes_in_few_messages_and_ends_before_the_deadline(
         "max_tokens": 500_000,
         "temperature": 0,
     }
-    api.invoke(_event("MESSAGE", json.dumps(asked)), seconds=2.5)
+    invoke(api, _event("MESSAGE", json.dumps(asked)), seconds=2.5)
     messages = []
     while not messages or messages[-1]["type"] == "delta":
         messages.append(management.messages.get(timeout=60))
@@ -175,18 +176,17 @@ def test_a_long_answer_comes_in_few_messages_and_ends_before_the_deadline(
 
 
 def test_mistakes_are_messages_and_one_who_left_is_forgotten(
-    both: tuple[FakeRuntimeApi, ManagementApi],
+    both: tuple[RuntimeServer, ManagementApi],
 ) -> None:
     api, management = both
-    api.invoke(_event("MESSAGE", '{"messages": []}'))
+    invoke(api, _event("MESSAGE", '{"messages": []}'))
     text, end = _said(management)
     assert (text, end["error"]["param"]) == ("", "messages")
     management.status = 410
-    assert json.loads(api.invoke(_event("MESSAGE", "hello")).body) == {"statusCode": 200}
+    assert json.loads(invoke(api, _event("MESSAGE", "hello")).body) == {"statusCode": 200}
     management.status = 403
-    failed = api.invoke(_event("MESSAGE", "hello"))
-    assert failed.path.endswith("/error")
-    assert "403" in json.loads(failed.body)["errorMessage"]
+    failed = invoke(api, _event("MESSAGE", "hello"))
+    assert failed.failure is not None and "403" in failed.failure.message
     management.status = 200
-    api.invoke(_event("MESSAGE", '{"messages": []}'))
+    invoke(api, _event("MESSAGE", '{"messages": []}'))
     assert _said(management)[1]["type"] == "error"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coldpress.serve.api import template as chat_template
 from coldpress.serve.api.protocol import MAX_BODY_BYTES, ApiError, parse
-from coldpress.serve.api.template import render
 
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 
@@ -127,7 +127,9 @@ def test_any_body_is_parsed_or_refused(kind: Any, fields: dict[str, Any]) -> Non
 
 
 def _render(text: str) -> str:
-    return render(text, ({"role": "user", "content": "1 < 2"},), bos="<s>", eos="</s>")
+    return chat_template.render(
+        text, ({"role": "user", "content": "1 < 2"},), bos="<s>", eos="</s>"
+    )
 
 
 def test_templates_render_as_in_transformers() -> None:

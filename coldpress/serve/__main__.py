@@ -22,6 +22,7 @@ _KEYS = "COLDPRESS_API_KEYS"
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop; returns the exit code, after two lines on stderr if it is not 0."""
     try:
+        argv = sys.argv[1:] if argv is None else argv
         arguments = _parser().parse_args(argv)
         options = EngineOptions(
             context=arguments.context,
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Lambda sets this to the address of its Runtime API.
         if address := os.environ.get("AWS_LAMBDA_RUNTIME_API"):
             _serve_lambda(arguments.checkpoint, options, address)
+        elif arguments.emulate_lambda:
+            _emulate_lambda(arguments, argv)
         else:
             _serve_http(arguments, options)
     except ColdpressError as error:
@@ -69,11 +72,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--api-keys", type=Path, help=f"file with an API key per line; default: ${_KEYS}")
     add("--cors", action="append", default=[], metavar="ORIGIN", help="whose pages may call")
     add("--answer-seconds", type=float, default=600, help="an answer is cut after so long")
-    drain_s = (
-        8 if "K_SERVICE" in os.environ else 25
-    )  # Cloud Run kills after 10, Kubernetes after 30
-    add("--drain-seconds", type=int, default=drain_s, help="for answers to end after SIGTERM")
+    add("--client-seconds", type=float, default=30, help="a client that stands still is let go")
+    # Cloud Run kills 10 seconds after SIGTERM, Kubernetes 30.
+    drain_s = 8 if "K_SERVICE" in os.environ else 25
+    add("--drain-seconds", type=float, default=drain_s, help="for answers to end after SIGTERM")
     add("--quiet", action="store_true", help="no line per request on stdout")
+    add(
+        "--emulate-lambda",
+        action="store_true",
+        help="as a function URL of a Lambda on this machine",
+    )
+    add("--lambda-timeout", type=float, default=60, help="seconds that its invocations may take")
+    add(
+        "--lambda-fault",
+        default="none",
+        help="hang-up:N or kill:N at the Nth chunk, deadline:S, freeze:S between invocations",
+    )
     return parser
 
 
@@ -116,6 +130,7 @@ def _serve_http(arguments: argparse.Namespace, options: EngineOptions) -> None:
             origins=tuple(arguments.cors),
             answer_s=arguments.answer_seconds,
             drain_s=arguments.drain_seconds,
+            client_s=arguments.client_seconds,
             log_requests=not arguments.quiet,
         )
         http.serve(engine, bound, trace, front)
@@ -143,6 +158,19 @@ def _serve_lambda(checkpoint: str, options: EngineOptions, address: str) -> None
         front.run(engine, api)
     finally:
         engine.close()
+
+
+def _emulate_lambda(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
+    from coldpress.serve.aws import function_url
+    from coldpress.serve.aws.emulator import Fault, Lambda
+
+    trace = Trace()
+    locate(arguments.checkpoint)  # what is wrong with it is said here, not at the first request
+    # The runtime gets the same arguments: told of a Runtime API, it does not look at ours.
+    fault = Fault.parse(arguments.lambda_fault)
+    function = Lambda(argv, arguments.lambda_timeout, fault)
+    with listen(arguments.host, _port(arguments.port)) as bound:
+        function_url.serve(function, bound, trace)
 
 
 if __name__ == "__main__":

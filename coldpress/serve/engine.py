@@ -167,8 +167,10 @@ class Engine:
             if not self._closing:  # else it only fails because it was told to stop
                 self.failure = error
             self._settled.set()
-            self._end(error.message)
-            self.on_failure()
+            try:
+                self._end(error.message)
+            finally:
+                self.on_failure()
 
     def _load(self) -> None:
         options = self.options

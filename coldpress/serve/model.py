@@ -201,10 +201,13 @@ class Context:
 
         Raises:
             DecodeError: llama.cpp refused it; its sequences are then of no use.
+            ColdpressError: it failed to compute; the whole context is then of no use.
         """
         self._by_row(by_row)
         status = self._lib.llama_decode(self._handle, self._batch)
         self._batch.n_tokens = 0
+        if status < -1:
+            raise ColdpressError(f"llama_decode failed: {status}", "start it again")
         if status != 0:
             raise DecodeError(f"llama_decode returned {status}", "try again")
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from coldpress.serve.api.connection import too_many
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import Metrics
 from coldpress.serve.api.reply import to_json
@@ -54,10 +55,12 @@ class Access:
             await send(message)
 
         try:
-            if scope["path"] in _OPEN or self._may(headers, scope):
+            if too_many(headers.raw):
+                await _refuse(scope, noted, 431, "the headers are too large", "headers_too_large")
+            elif scope["path"] in _OPEN or self._may(headers, scope):
                 await self._app(scope, receive, noted)
             else:
-                await _refuse(scope, noted)
+                await _refuse(scope, noted, 401, "a valid API key is needed", "invalid_api_key")
         finally:
             seconds = time.perf_counter() - began
             self._metrics.request(scope["path"], status, seconds)
@@ -82,19 +85,18 @@ def _key_of_websocket(scope: Scope, headers: Headers) -> bytes:
     return offered[1].encode() if offered[0] == "bearer" and len(offered) > 1 else b""
 
 
-async def _refuse(scope: Scope, send: Send) -> None:
+async def _refuse(scope: Scope, send: Send, status: int, message: str, code: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    body = to_json(ApiError(401, "a valid API key is needed", "invalid_api_key").body)
+    body = to_json(ApiError(status, message, code).body)
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        (b"www-authenticate", b"Bearer"),
-        # What it would have sent is not read.
-        (b"connection", b"close"),
     ]
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

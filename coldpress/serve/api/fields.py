@@ -3,6 +3,8 @@
 import math
 from typing import Any, NoReturn
 
+_MAX_DEPTH = 128
+
 
 class ApiError(Exception):
     """An answer that says what is wrong, in the shape of OpenAI's errors."""
@@ -64,6 +66,22 @@ def text(param: str, value: object) -> str:
     except UnicodeEncodeError:
         refuse(param, "has half a surrogate pair, which is not text")
     return value
+
+
+def is_deep(value: object) -> bool:
+    """Whether JSON is nested so deep that those who walk it might meet Python's limit."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            child
+            for each in level
+            for child in (
+                each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+            )
+        ]
+        if not level:
+            return False
+    return True
 
 
 def refuse(param: str, why: str, code: str = "invalid_value") -> NoReturn:

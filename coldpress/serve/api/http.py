@@ -1,6 +1,7 @@
 """The HTTP front: OpenAI's routes on Starlette, listening before the model is loaded."""
 
 import asyncio
+import math
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -19,10 +20,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
+from coldpress.errors import UsageError
+from coldpress.serve.api import connection
 from coldpress.serve.api.access import Access
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import CONTENT_TYPE, Metrics
-from coldpress.serve.api.protocol import MAX_BODY_BYTES, parse_tokenize
+from coldpress.serve.api.protocol import check_length, parse_tokenize
 from coldpress.serve.api.reply import ROUTES, check_ready, models, to_json
 from coldpress.serve.api.timed import Answering, Closing, Limits, begin
 from coldpress.serve.api.websocket import MAX_MESSAGE_BYTES, chat
@@ -32,8 +35,7 @@ from coldpress.serve.trace import Trace
 
 _LAST_S = 2
 """Seconds at the end of the draining in which answers that were cut are delivered."""
-_BODY_S = 30
-"""Seconds that a body may take to arrive."""
+_LONGEST_S = 86_400
 _PAGE = Path(__file__).with_name("page.html")
 
 
@@ -47,9 +49,17 @@ class HttpOptions:
     """Origins whose pages may call; none: no other site's."""
     answer_s: float = 600
     """Seconds that one answer may take; it is then cut."""
-    drain_s: int = 25
+    drain_s: float = 25
     """Seconds after SIGTERM in which answers may end; Kubernetes kills after 30, Cloud Run after 10."""
+    client_s: float = 30
+    """Seconds that a client may take over its headers, over its body, or before it reads on."""
     log_requests: bool = True
+
+    def __post_init__(self) -> None:
+        limits = {"answer": self.answer_s, "client": self.client_s, "drain": self.drain_s}
+        for name, seconds in limits.items():
+            if not 0 < seconds <= _LONGEST_S:
+                raise UsageError(f"--{name}-seconds is {seconds:g}", f"0 to {_LONGEST_S}")
 
 
 def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptions) -> None:
@@ -61,9 +71,11 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
         access_log=False,
         server_header=False,
         lifespan="off",
-        ws="websockets-sansio",
+        backlog=connection.BACKLOG,
+        http=connection.http(options.client_s),
+        ws=connection.WebSocketConnection,
         ws_max_size=MAX_MESSAGE_BYTES,
-        timeout_graceful_shutdown=options.drain_s,
+        timeout_graceful_shutdown=math.ceil(options.drain_s),
     )
     server = uvicorn.Server(config)
 
@@ -76,6 +88,7 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
     engine.on_failure = stop
     if engine.failure is not None:
         return
+    connection.drop_who_never_reads(bound, options.client_s)
     host, port = bound.getsockname()[:2]
     trace.mark("listening")
     trace.emit("listening", host=host, port=port)
@@ -85,7 +98,7 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
 def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlette:
     """The application: OpenAI's routes, a page to chat on, what platforms and Prometheus ask for."""
     metrics = Metrics(engine)
-    limits = Limits(options.answer_s, closing)
+    limits = Limits(options.answer_s, options.client_s, closing)
 
     async def list_models(_request: Request) -> Response:
         return _json(models(engine))
@@ -106,7 +119,7 @@ def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlet
 
     async def tokenize(request: Request) -> Response:
         check_ready(engine)
-        text, special = parse_tokenize(await _body(request))
+        text, special = parse_tokenize(await _body(request, options.client_s))
         model = engine.model
         tokens = await run_in_threadpool(
             model.tokenize, text, add_special=special, parse_special=False
@@ -145,24 +158,28 @@ def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlet
 
 async def _answer(engine: Engine, metrics: Metrics, limits: Limits, request: Request) -> Response:
     check_ready(engine)
-    body = await _body(request)
+    body = await _body(request, limits.client_s)
     answering = await begin(engine, ROUTES[request.url.path], body, limits, metrics)
     if answering.reply.request.stream:
         return _Stream(answering)
     return await _whole(request, answering)
 
 
-async def _body(request: Request) -> bytes:
-    """Read the body, but not more of it than is allowed, nor for longer."""
+async def _body(request: Request, seconds: float) -> bytes:
+    """Read the body, but not more of it than is allowed, nor for longer.
+
+    Raises:
+        ApiError: 408, 413.
+    """
+    check_length(int(request.headers.get("content-length", 0)))
     body = bytearray()
     try:
-        async with asyncio.timeout(_BODY_S):
+        async with asyncio.timeout(seconds):
             async for piece in request.stream():
                 body += piece
-                if len(body) > MAX_BODY_BYTES:
-                    break
+                check_length(len(body))
     except TimeoutError as error:
-        raise ApiError(408, f"the body took over {_BODY_S} s", "body_too_slow") from error
+        raise ApiError(408, f"the body took over {seconds:g} s", "body_too_slow") from error
     return bytes(body)
 
 
@@ -220,9 +237,7 @@ async def _broken(_request: Request, error: Exception) -> Response:
 async def _refused(_request: Request, error: Exception) -> Response:
     match error:
         case ApiError():
-            # An unread rest of the body would be taken for the next request.
-            close = {"Connection": "close"} if error.status in {408, 413} else {}
-            return _json(error.body, error.status, {**error.headers, **close})
+            return _json(error.body, error.status, error.headers)
         case HTTPException():
             body = ApiError(error.status_code, error.detail.lower(), "no_such_route").body
             return _json(body, error.status_code, dict(error.headers or {}))

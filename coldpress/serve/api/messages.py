@@ -133,9 +133,10 @@ def _call(param: str, call: object) -> dict[str, Any]:
 def _object(arguments: str) -> Any:
     """Arguments as templates want them: an object; what is none stays text."""
     try:
-        return json.loads(arguments)
+        found = json.loads(arguments)
     except (ValueError, RecursionError):
         return arguments
+    return arguments if fields.is_deep(found) else found
 
 
 def _content(param: str, content: object) -> str:

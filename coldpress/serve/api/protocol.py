@@ -103,9 +103,14 @@ def parse_tokenize(body: bytes) -> tuple[str, bool]:
     return fields.text("content", of.get("content")), fields.flag(of, "add_special")
 
 
-def _json(body: bytes) -> dict[str, Any]:
-    if len(body) > MAX_BODY_BYTES:
+def check_length(n_bytes: int) -> None:
+    """Raise an ``ApiError``, 413, for a body that is too long."""
+    if n_bytes > MAX_BODY_BYTES:
         raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes", "body_too_large")
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    check_length(len(body))
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -36,7 +36,7 @@ def to_json(value: object) -> bytes:
 def check_ready(engine: Engine) -> None:
     """Raise an ``ApiError``, 503, unless the engine answers."""
     if engine.failure is not None:
-        raise ApiError(503, f"the model cannot be loaded: {engine.failure.message}", "load_failed")
+        raise ApiError(503, f"the model cannot answer: {engine.failure.message}", "load_failed")
     if not engine.ready:
         raise ApiError(503, "the model is being loaded", "loading", retry_after_s=1)
 

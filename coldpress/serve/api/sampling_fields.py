@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ def _biases(biases: object) -> tuple[tuple[int, float], ...]:
         return ()
     if not isinstance(biases, dict) or len(biases) > _MAX_BIASES:
         fields.refuse("logit_bias", f"must be an object of at most {_MAX_BIASES} tokens")
-    if not all(isinstance(token, str) and token.isdecimal() for token in biases):
+    if not all(isinstance(token, str) and re.fullmatch("[0-9]{1,9}", token) for token in biases):
         fields.refuse("logit_bias", "must have token numbers as keys")
     return tuple(
         (int(token), fields.number({"logit_bias": value}, "logit_bias", 0.0, -_MAX_BIAS, _MAX_BIAS))
@@ -111,7 +112,7 @@ def form(of: dict[str, Any]) -> Form | None:
             fields.refuse("grammar", f"must have 1 to {_MAX_GRAMMAR_CHARACTERS} characters")
         return Form("grammar", grammar=grammar)
     kind = asked.get("type") if asked else "text"
-    if kind not in {"text", "json_object", "json_schema"}:
+    if kind not in ("text", "json_object", "json_schema"):
         fields.refuse("response_format", "must be of type text, json_object or json_schema")
     if not asked or kind == "text":
         return None
@@ -132,11 +133,13 @@ def schema(param: str, described: object) -> dict[str, Any]:
 
 
 def checked(param: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema of bearable length.
+    """A schema of bearable depth and length.
 
     Raises:
         ApiError: 400.
     """
+    if fields.is_deep(schema):
+        fields.refuse(param, "is nested too deep")
     if len(json.dumps(schema)) > _MAX_GRAMMAR_CHARACTERS:
         fields.refuse(param, f"has a schema of over {_MAX_GRAMMAR_CHARACTERS} characters")
     return schema

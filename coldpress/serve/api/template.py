@@ -61,8 +61,11 @@ def render(
             bos_token=bos,
             eos_token=eos,
         )
-    # A template is a program: it may also divide by zero or index what is not there.
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    # A template is a program: it may also divide by zero, index what is not there or recurse.
+    except (
+        *(TemplateError, ArithmeticError, LookupError, RecursionError),
+        *(TypeError, ValueError),
+    ) as error:
         raise ApiError(
             400,
             f"the chat template refuses the messages: {error}",

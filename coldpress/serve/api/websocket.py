@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from coldpress.serve.api.connection import GOING_AWAY
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import Metrics
 from coldpress.serve.api.protocol import MAX_BODY_BYTES, chat_body
@@ -35,8 +36,11 @@ def chat(
                     await _answer(engine, metrics, limits, socket, message)
                 except ApiError as error:
                     await _send(socket, {"type": "error", **error.body})
-        except (WebSocketDisconnect, KeyError):  # KeyError: a binary message
+        except KeyError:  # a binary message
             return
+        except WebSocketDisconnect as end:
+            if end.code == GOING_AWAY:
+                await socket.close(GOING_AWAY)
 
     return endpoint
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import Any
 
-_ROOT = "/2018-06-01/runtime"
-_HTTP_INTEGRATION = "application/vnd.awslambda.http-integration-response"
+ROOT = "/2018-06-01/runtime"
+HTTP_INTEGRATION = "application/vnd.awslambda.http-integration-response"
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class RuntimeApi:
 
     def next(self) -> Invocation:
         """Wait for the next event."""
-        self._connection.request("GET", f"{_ROOT}/invocation/next")
+        self._connection.request("GET", f"{ROOT}/invocation/next")
         response = self._connection.getresponse()
         body = response.read()
         return Invocation(
             request_id=response.headers["Lambda-Runtime-Aws-Request-Id"],
             deadline_s=int(response.headers["Lambda-Runtime-Deadline-Ms"]) / 1000,
-            event=json.loads(body),
+            event=_read(body),
         )
 
     def respond(self, invocation: Invocation, body: bytes) -> None:
@@ -68,7 +68,7 @@ class RuntimeApi:
 
     def stream(self, invocation: Invocation, prelude: dict[str, Any] | None) -> "ResponseStream":
         """Begin an answer in pieces; ``prelude``: HTTP status and headers for a function URL."""
-        path = f"{_ROOT}/invocation/{invocation.request_id}/response"
+        path = f"{ROOT}/invocation/{invocation.request_id}/response"
         return ResponseStream(self._connection, path, prelude)
 
     def reset(self) -> None:
@@ -77,8 +77,16 @@ class RuntimeApi:
 
     def _post(self, path: str, body: bytes, headers: dict[str, str]) -> None:
         headers = {"Content-Type": "application/json", **headers}
-        self._connection.request("POST", _ROOT + path, body, headers)
+        self._connection.request("POST", ROOT + path, body, headers)
         self._connection.getresponse().read()
+
+
+def _read(event: bytes) -> Any:
+    """An event; None for what cannot be read, such as JSON nested a thousandfold."""
+    try:
+        return json.loads(event)
+    except (ValueError, RecursionError):
+        return None
 
 
 class ResponseStream:
@@ -94,7 +102,7 @@ class ResponseStream:
         connection.putheader(
             "Trailer", "Lambda-Runtime-Function-Error-Type, Lambda-Runtime-Function-Error-Body"
         )
-        kind = "application/octet-stream" if prelude is None else _HTTP_INTEGRATION
+        kind = "application/octet-stream" if prelude is None else HTTP_INTEGRATION
         connection.putheader("Content-Type", kind)
         connection.endheaders()
         if prelude is not None:
