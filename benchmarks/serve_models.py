@@ -78,11 +78,17 @@ def with_template(model: Path, template: str, out: Path) -> Path:
     return out
 
 
-def _demo() -> Path:
+def scratch() -> Path:
+    """A folder for what a benchmark makes and throws away: images are as large as models."""
     kept = cache_dir() / "serve-bench"
+    kept.mkdir(parents=True, exist_ok=True)
+    return kept
+
+
+def _demo() -> Path:
+    kept = scratch()
     out = kept / "demo"
     if not (out / "manifest.json").is_file():
-        kept.mkdir(parents=True, exist_ok=True)
         options = convert.ConvertOptions(verify=False)
         convert.convert(demo.MODEL_DIR, kept / "convert", options)
         quantize.quantize(

@@ -40,7 +40,7 @@ from coldpress.errors import ToolError
 
 _PARALLEL, _QUEUE = 4, 8
 _CLIENTS = 2 * (_PARALLEL + _QUEUE)
-_ACTIONS = {"stream": 8, "whole": 4, "websocket": 4, "slow": 2, "cancel": 4, "malformed": 2}
+ACTIONS = {"stream": 8, "whole": 4, "websocket": 4, "slow": 2, "cancel": 4, "malformed": 2}
 _RSS_EVERY_S = 2.0
 _WARM_UP_S = 60.0
 _SHOWN = 20
@@ -96,16 +96,20 @@ class User(threading.Thread):
     def run(self) -> None:
         """Ask until the time is up."""
         while time.monotonic() < self._until_s:
-            (action,) = self._random.choices([*_ACTIONS], [*_ACTIONS.values()])
-            try:
-                self._act(action)
-            except RefusedError as refused:
-                self._refused(action, refused)
-            except (OSError, HTTPException, WebSocketException, ToolError) as error:
-                self._books.broke(f"{action}: {error!r}")
-            except Exception as error:
-                # A client that dies of our own mistake would only lower the load.
-                self._books.broke(f"{action}: our own mistake: {error!r}")
+            (action,) = self._random.choices([*ACTIONS], [*ACTIONS.values()])
+            self.act(action)
+
+    def act(self, action: Action) -> None:
+        """Do one thing and put it into the books."""
+        try:
+            self._act(action)
+        except RefusedError as refused:
+            self._refused(action, refused)
+        except (OSError, HTTPException, WebSocketException, ToolError) as error:
+            self._books.broke(f"{action}: {error!r}")
+        except Exception as error:
+            # A client that dies of our own mistake would only lower the load.
+            self._books.broke(f"{action}: our own mistake: {error!r}")
 
     def _act(self, action: Action) -> None:
         if action == "malformed":
@@ -144,7 +148,7 @@ class User(threading.Thread):
             return
         self._books.count("refused")
         # Sooner than told: the load is to stay above what fits.
-        time.sleep(self._random.uniform(0.05, 0.2))
+        time.sleep(self._random.uniform(0.2, 0.5))
 
 
 class Memory(threading.Thread):
