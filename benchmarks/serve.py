@@ -9,9 +9,9 @@ at Q4_K, with two threads; ``--only`` renews some parts and keeps the others:
     speculation  with prompt lookup and without
 
 Contenders take turns. Give it an idle machine: llama.cpp's threads spin while they wait, which another program on
-their CPU punishes, and ours do not. ``--peer-python`` names an interpreter with llama-cpp-python's server
-(``pip install WHEEL[server]``, the wheel from the cache). ``benchmarks.soak`` and ``benchmarks.clouds`` write
-their parts themselves.
+their CPU punishes, and ours do not; ``others_cpus`` of each part says how idle it was. ``--peer-python`` names an
+interpreter with llama-cpp-python's server (``pip install WHEEL[server]``, the wheel from the cache).
+``benchmarks.soak`` and ``benchmarks.clouds`` write their parts themselves.
 """
 
 import argparse
@@ -104,8 +104,11 @@ def main() -> None:
         "speculation": lambda: speculation(asked.rounds),
     }
     for part in asked.only or PARTS:
+        quiet = serve_report.Quiet()
         if measured := measures[part]():
-            serve_report.update(part, "python -m benchmarks.serve", *measured)
+            body, headline = measured
+            body["others_cpus"] = quiet.others_cpus()
+            serve_report.update(part, "python -m benchmarks.serve", body, headline)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,34 @@ DEFINITIONS = {
 }
 
 
+class Quiet:
+    """How many CPUs others kept busy since it was made: none, on a machine that is fit for measuring.
+
+    What our own children did counts only once they have ended.
+    """
+
+    def __init__(self) -> None:
+        self._began_s, self._busy_s, self._own_s = time.monotonic(), _busy_s(), _own_s()
+
+    def others_cpus(self) -> float:
+        """The mean until now."""
+        others = (_busy_s() - self._busy_s) - (_own_s() - self._own_s)
+        return round(max(0.0, others) / (time.monotonic() - self._began_s), 2)
+
+
+def _busy_s() -> float:
+    """CPU seconds of every process since the machine started, and what was stolen from it."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_s() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def update(part: str, command: str, body: dict[str, Any], headline: dict[str, float]) -> None:
     """Put a part into the report and leave the others alone."""
     report: dict[str, Any] = json.loads(REPORT.read_text()) if REPORT.exists() else {}
@@ -38,13 +68,8 @@ def update(part: str, command: str, body: dict[str, Any], headline: dict[str, fl
         raise KeyError(f"no definition of {missing}")
     report["definitions"] = {name: DEFINITIONS[name] for name in report["headline"]}
     # Parts are renewed one by one, so each has its own conditions.
-    told = {**conditions(command), "load_average_before": round(_LOAD, 2)}
-    report[part] = {"conditions": told, **body}
+    report[part] = {"conditions": conditions(command), **body}
     partial = REPORT.with_suffix(".partial")
     partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     partial.rename(REPORT)
     print(json.dumps({part: headline}, indent=1))
-
-
-_LOAD = os.getloadavg()[0]
-"""When the program began: its own work is not in it."""

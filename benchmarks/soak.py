@@ -291,8 +291,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
     asked = parser.parse_args()
+    quiet = serve_report.Quiet()
     with tempfile.TemporaryDirectory() as folder:
         part = soak(asked.minutes, Path(folder))
+    part["others_cpus"] = quiet.others_cpus()
     serve_report.update(
         "soak",
         f"python -m benchmarks.soak --minutes {asked.minutes:g}",
