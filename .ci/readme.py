@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def generated(reports: Path) -> dict[str, str]:
     """Part name → Markdown."""
-    demo, equal_bytes, ablation, evaluate, load, prefix = (
+    demo, equal_bytes, ablation, evaluate, load, prefix, serve = (
         json.loads((reports / f"{name}.json").read_text())
-        for name in ("demo", "equal_bytes", "ablation", "evaluate", "load", "prefix")
+        for name in ("demo", "equal_bytes", "ablation", "evaluate", "load", "prefix", "serve")
     )
     return {
         "results": _results(demo),
@@ -21,6 +21,7 @@ def generated(reports: Path) -> dict[str, str]:
         "ablation": _ablation(ablation),
         "evaluate": _evaluate(evaluate),
         "load": _load(load, prefix),
+        "serve": _serve(serve),
         "transcript": _transcript(demo),
     }
 
@@ -129,6 +130,59 @@ def _load(report: dict[str, Any], prefix: dict[str, Any]) -> str:
             f" {head['warm_s_per_gb']:.2f} s per GB, nearly all of it llama.cpp's reading of 128,256 tokens"
             " ([reports/load.json](reports/load.json), [docs/loading.md](docs/loading.md)).",
         ]
+    )
+
+
+def _serve(report: dict[str, Any]) -> str:
+    head, clouds, soak = report["headline"], report["clouds"], report["soak"]
+    rows = [
+        ("one stream, 64 tokens generated: tok/s over llama-bench's", "decode_vs_llama_bench", "×"),
+        ("one stream, 512 tokens read: tok/s over llama-bench's", "prefill_vs_llama_bench", "×"),
+        ("8 streams: total tok/s over llama-server's", "total_8_streams_vs_llama_server", "×"),
+        (
+            "… 95th percentile of the time to first text, ours minus llama-server's",
+            "first_token_p95_minus_llama_server_s",
+            " s",
+        ),
+        ("… on the demo model, over llama_cpp.server's", "total_8_streams_vs_llama_cpp_server", "×"),
+        ("prompt lookup, copying: tok/s over those without", "speculative_tok_s_ratio", "×"),
+        ("process start → answers over HTTP", "start_to_listening_s", " s"),
+        ("process start → first text, ours minus llama-server's", "first_token_minus_llama_server_s", " s"),
+        ("imports of Lambda's path, beyond an interpreter's", "lambda_import_s", " s"),
+    ]  # fmt: skip
+    published = clouds["published"]
+    return "\n".join(
+        [
+            "| random weights of Llama-3.2-1B's dimensions, Q4_K, 2 threads | |",
+            "| --- | ---: |",
+            # A part that is not measured has no row.
+            *(f"| {what} | {head[key]:.2f}{unit} |" for what, key, unit in rows if key in head),
+            "",
+            f"{soak['clients']} mixed clients for {soak['minutes']:g} minutes, twice as many as fit:"
+            f" {soak['mismatched']} streams differ from their solo run, {soak['broken']} answers broke off or were"
+            f" refused otherwise than by 429 or 503 with `Retry-After`, and resident memory changed by"
+            f" {head['soak_rss_growth_pct']:+.1f} %.",
+            "",
+            "The images under each cloud's rules, emulated by podman; seconds from the start of the process:",
+            "",
+            "| model | on | memory | vCPU there / here | cold start | tok/s | USD for 1,000 requests |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+            *(_cloud(row) for row in clouds["rows"]),
+            "",
+            f"A request reads about {clouds['prompt_tokens']} tokens and is answered with"
+            f" {clouds['answer_tokens']}; tok/s are over all of its time. Published for"
+            f" {published['model']} at {published['memory_mib']:,} MB:"
+            f" {' and '.join(map(str, published['tok_s']))} tok/s ([reports/serve.json](reports/serve.json),"
+            " [docs/serving.md](docs/serving.md)).",
+        ]
+    )
+
+
+def _cloud(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['model']} | {row['target']} | {row['memory_mib']:,} MB |"
+        f" {row['vcpu']:.1f} / {row['vcpu_here']:.1f} | {row['cold_start_s']:.2f} s |"
+        f" {row['tok_s']:.1f} | {1000 * row['usd_per_request']:.3f} |"
     )
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from coldpress import libllama, tools, untar
@@ -23,6 +24,8 @@ PROGRAMS = (
     "llama-completion",
     "llama-gguf-split",
 )
+BENCHMARKED = ("llama-bench", "llama-server")
+"""Only ``benchmarks.serve`` asks for these; compiling the server takes as long as all the others."""
 _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -32,15 +35,15 @@ _OPTIONS = (
 )
 
 
-def peers() -> Path:
-    """Return the folder with llama.cpp's programs, compiling them first if needed (4 minutes).
+def peers(programs: Sequence[str] = PROGRAMS) -> Path:
+    """Return the folder with llama.cpp's programs, compiling those that miss (4 minutes).
 
     Raises:
         ToolError: the source distribution is not in the cache, or a compiler is missing.
     """
     version = libllama.version()
     folder = cache_dir() / "peers" / version
-    missing = [program for program in PROGRAMS if not (folder / program).is_file()]
+    missing = [program for program in programs if not (folder / program).is_file()]
     if not missing:
         return folder
     sdist = cache_dir() / "sdist" / f"llama_cpp_python-{version}.tar.gz"
@@ -52,6 +55,14 @@ def peers() -> Path:
         source = Path(scratch) / f"llama_cpp_python-{version}" / "vendor" / "llama.cpp"
         _build(source, Path(scratch) / "build", missing, folder)
     return folder
+
+
+def environment() -> dict[str, str]:
+    """The environment that a user's shell gives a peer.
+
+    Importing coldpress tells libgomp to spin less, and child processes inherit that.
+    """
+    return {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
 
 
 def perplexity(gguf: Path, text: Path, *options: str | int) -> tuple[float, float]:

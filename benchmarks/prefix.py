@@ -17,9 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import serve_models
 from coldpress import demo
-from coldpress.checkpoint import checkpoint, gguf_header, source, write
-from coldpress.checkpoint.fields import Draft
 from coldpress.package import prefix as build
 from coldpress.serve.cold_runtime import ColdRuntime, post, started
 
@@ -36,7 +35,7 @@ def measure(model: Path, scratch: Path, *, rounds: int = 5) -> dict[str, Any]:
     Args:
         model: a checkpoint; it is copied and given a chat template.
     """
-    bare = _with_template(model, scratch)
+    bare = serve_models.with_template(model, _TEMPLATE, scratch / "bare")
     shipped = scratch / "shipped"
     shutil.copytree(bare, shipped, copy_function=os.link)
     text = _system_prompt(bare)
@@ -72,21 +71,6 @@ def measure(model: Path, scratch: Path, *, rounds: int = 5) -> dict[str, Any]:
         "same_answers": answers["prefix"] == answers["recomputed"] and len(answers["prefix"]) == 1,
         "state": {"n_tokens": built.n_tokens, "size_bytes": built.size_bytes, "build_s": build_s},
     }
-
-
-def _with_template(model: Path, scratch: Path) -> Path:
-    """The checkpoint as one file that can chat."""
-    read = source.read(model)
-    template = gguf_header.string("tokenizer.chat_template", _TEMPLATE)
-    fields = [field for field in read.fields if field.key != template.key]
-    from coldpress.checkpoint.layout import place
-
-    tensors = place(read.tensors, 4096)
-    draft = Draft((*fields, template), tensors, 4096, 8 << 20)
-    write.write(read, draft, scratch / "chatty.gguf")
-    checkpoint(scratch / "chatty.gguf", scratch / "bare")
-    (scratch / "chatty.gguf").unlink()
-    return scratch / "bare"
 
 
 def _system_prompt(folder: Path) -> str:
