@@ -131,6 +131,12 @@ def test_a_gigabyte_is_refused_before_it_is_read(server: Server, framing: str, p
     assert server.peak_mib - before < 64
 
 
+def test_a_gigabyte_that_asks_first_need_not_come(server: Server) -> None:
+    with server.raw() as raw:
+        raw.sendall(_head(COMPLETIONS, "Content-Length: 1073741824", "Expect: 100-continue"))
+        assert _status(raw) == 413
+
+
 def test_what_comes_after_a_refusal_is_read_only_for_a_while(server: Server) -> None:
     """Byte by byte a client could hold its connection for ever."""
     with server.raw() as raw:
@@ -510,6 +516,14 @@ def test_a_schema_bomb(server: Server, bomb: str) -> None:
     )
     assert set(probes) <= {200}
     assert server.peak_mib - before < 512
+
+
+@pytest.mark.parametrize("bomb", ["recursive", "recursive anyOf", "mutual"])
+def test_a_schema_that_nothing_fits_is_refused_before_it_is_queued(
+    server: Server, bomb: str
+) -> None:
+    answer = server.post(_form(BOMBS[bomb]))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "response_format")
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--api-keys", type=Path, help=f"file with an API key per line; default: ${_KEYS}")
     add("--cors", action="append", default=[], metavar="ORIGIN", help="whose pages may call")
     add("--answer-seconds", type=float, default=600, help="an answer ends after so long")
-    add("--client-seconds", type=float, default=30, help="a client that stands still is let go")
+    add("--client-seconds", type=int, default=30, help="a client that stands still is let go")
     add("--quiet", action="store_true", help="no line per request on stdout")
     add(
         "--emulate-lambda",
