@@ -30,13 +30,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.fake_runtime_api import FakeRuntimeApi, Posted, serving
+
 from benchmarks import serve_models, serve_report
 from benchmarks.serve_client import Answer, ask, body, until_answered
 from coldpress import cost
 from coldpress.package import PackageOptions, package
 from coldpress.package.limits import Target
 from tests import containers
-from tests.fake_runtime_api import FakeRuntimeApi, Posted, serving
 
 _PROMPT, _ANSWER = 20, 64
 _MIB_PER_VCPU = 1769

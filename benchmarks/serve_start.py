@@ -16,10 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.fake_runtime_api import serving
+
 from benchmarks import serve_models
 from benchmarks.serve_client import body, until_answered
 from benchmarks.serve_servers import Command, llama_server, ours, running
-from tests.fake_runtime_api import serving
 
 _PARALLEL, _CONTEXT = 4, 4096
 _POLL_S = 0.002

@@ -125,3 +125,29 @@ def chromium() -> Iterator[Any]:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def endless_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GGUF with room for answers that take minutes."""
+    from tests import tiny_gguf
+
+    return tiny_gguf.write(tmp_path_factory.mktemp("endless") / "model.gguf", context=1 << 20)
+
+
+@pytest.fixture(scope="module")
+def abused_server(endless_model: Path) -> Iterator[Any]:
+    """A server that lets go of clients who stand still for two seconds."""
+    from tests.abused_server import Server
+    from tests.runtime_process import running
+
+    arguments = ("--port", "0", "--quiet", "--client-seconds", "2", "--context", "600000")
+    with running(endless_model, *arguments) as process:
+        yield Server(process)
+
+
+@pytest.fixture
+def server(abused_server: Any) -> Iterator[Any]:
+    """``abused_server``; after each test it must still answer."""
+    yield abused_server
+    abused_server.still_serves()

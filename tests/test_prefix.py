@@ -250,7 +250,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Served]]:
 
 
 def answers(served: Served, seeds: int = 1, together: bool = False) -> list[str]:
-    """What is answered at temperature 1 of all tokens, where every last bit of the logits would show."""
+    """What is answered at a temperature, where every last bit of the logits would show."""
     engine = served.engine
     asked = [(prompt(engine.model, text), seed) for text in ASKED for seed in range(seeds)]
 
@@ -263,7 +263,11 @@ def answers(served: Served, seeds: int = 1, together: bool = False) -> list[str]
     running = []
     for tokens, seed in asked:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        engine.submit(tokens, GenerateOptions(max_tokens=40, seed=seed, min_p=0), events.put)
+        engine.submit(
+            tokens,
+            GenerateOptions(max_tokens=40, seed=seed, min_p=0, top_k=0, temperature=1.3),
+            events.put,
+        )
         running.append(events if together else end(events))
     return [end(one) if together else one for one in running]
 

@@ -108,7 +108,9 @@ def test_each_request_is_a_line_but_probes_are_not(model: Path) -> None:
     argv = [sys.executable, "-m", "coldpress.serve", str(model), "--port", "0", "--threads", "1"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    url = f"http://127.0.0.1:{json.loads(process.stderr.readline())['port']}"
+    # How the model was loaded may be said before.
+    port = next(told["port"] for told in map(json.loads, process.stderr) if "port" in told)
+    url = f"http://127.0.0.1:{port}"
     while httpx.get(f"{url}/readyz").status_code == 503:
         pass
     httpx.get(f"{url}/v1/models", headers={"X-Request-Id": "one"})

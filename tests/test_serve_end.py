@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
 from coldpress.serve.api.http import HttpOptions, build_app
+from coldpress.serve.api.timed import Closing
 from coldpress.serve.engine import Engine
 from coldpress.serve.generation import Delta, Event, Failed
 from coldpress.serve.options import EngineOptions
@@ -137,7 +138,7 @@ def _submit(engine: Engine, max_tokens: int) -> tuple[list[Event], threading.Eve
 
 def _asked(engine: Engine, path: str) -> httpx.Response:
     async def get() -> httpx.Response:
-        transport = httpx.ASGITransport(app=build_app(engine, HttpOptions()))
+        transport = httpx.ASGITransport(app=build_app(engine, HttpOptions(), Closing()))
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             return await client.get(path)
 

@@ -72,10 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--api-keys", type=Path, help=f"file with an API key per line; default: ${_KEYS}")
     add("--cors", action="append", default=[], metavar="ORIGIN", help="whose pages may call")
     add("--answer-seconds", type=float, default=600, help="an answer is cut after so long")
-    add("--client-seconds", type=float, default=30, help="a client that stands still is let go")
+    add("--client-seconds", type=int, default=30, help="a client that stands still is let go")
     # Cloud Run kills 10 seconds after SIGTERM, Kubernetes 30.
     drain_s = 8 if "K_SERVICE" in os.environ else 25
-    add("--drain-seconds", type=float, default=drain_s, help="for answers to end after SIGTERM")
+    add("--drain-seconds", type=int, default=drain_s, help="for answers to end after SIGTERM")
     add("--quiet", action="store_true", help="no line per request on stdout")
     add(
         "--emulate-lambda",

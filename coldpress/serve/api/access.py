@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coldpress.serve.api.connection import too_many
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import Metrics
 from coldpress.serve.api.reply import to_json
 
 # What platforms and monitors ask for without a key; nothing of the model is in it.
 _OPEN = frozenset({"/", "/healthz", "/readyz"})
+_MAX_HEADERS = 100
+_MAX_HEADER_BYTES = 16 << 10
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
@@ -55,7 +56,7 @@ class Access:
             await send(message)
 
         try:
-            if too_many(headers.raw):
+            if _too_many(headers):
                 await _refuse(scope, noted, 431, "the headers are too large", "headers_too_large")
             elif scope["path"] in _OPEN or self._may(headers, scope):
                 await self._app(scope, receive, noted)
@@ -83,6 +84,12 @@ def _key_of_websocket(scope: Scope, headers: Headers) -> bytes:
         return b""
     offered = [each.strip() for each in headers.get("sec-websocket-protocol", "").split(",")]
     return offered[1].encode() if offered[0] == "bearer" and len(offered) > 1 else b""
+
+
+def _too_many(headers: Headers) -> bool:
+    """Whether there are more than any client needs."""
+    sizes = [len(name) + len(value) for name, value in headers.raw]
+    return len(sizes) > _MAX_HEADERS or sum(sizes) > _MAX_HEADER_BYTES
 
 
 async def _refuse(scope: Scope, send: Send, status: int, message: str, code: str) -> None:

@@ -1,97 +1,86 @@
 """Connections that do not wait for ever: for a request's headers, for the rest of an unread body, for pongs.
 
 uvicorn limits how long a connection may idle between requests, and nothing else; that a client never
-reads is seen by the kernel (TCP_USER_TIMEOUT).
+reads is seen by the kernel (TCP_USER_TIMEOUT, see ``http.serve``). uvicorn imports this by its name.
 """
 
 import asyncio
-import socket
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from coldpress.serve.api.websocket import GOING_AWAY
+
 _MAX_UNSENT_BYTES = 1 << 20
-BACKLOG = 128
-"""Connections that are accepted at once, before the oldest can be given up."""
 _MAX_WAITING = 256
-_MAX_HEADERS = 100
-_MAX_HEADER_BYTES = 16 << 10
 _REFUSAL = b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
-def too_many(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether a request has more headers than any client needs."""
-    sizes = [len(name) + len(value) for name, value in headers]
-    return len(sizes) > _MAX_HEADERS or sum(sizes) > _MAX_HEADER_BYTES
-
-
-def drop_who_never_reads(bound: socket.socket, seconds: float) -> None:
-    """Let connections of a listening socket fail when what is sent stays unread for so long."""
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
-
-
-def http(seconds: float) -> type[H11Protocol]:
-    """Connections whose next request must be there, whole but for its body, in so many seconds.
+class HttpConnection(H11Protocol):
+    """A connection whose next request must be there, but for its body, within ``timeout_keep_alive``.
 
     Where too many wait, the oldest is given up, so that they never use up what the process may open.
     """
 
-    class Connection(H11Protocol):
-        waiting: ClassVar[dict[Any, asyncio.TimerHandle]] = {}
+    waiting: ClassVar[dict[Any, asyncio.TimerHandle]] = {}
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Wait no more when a request has begun."""
+        super().data_received(data)
+        if self._answering:
+            self._wait_no_more()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Wait no more: the WebSocket has patience of its own."""
+        self._wait_no_more()
+        super().handle_websocket_upgrade(event)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request.
+
+        What is left of an unread body is thrown away meanwhile: closing at once would be a reset,
+        and the client might not see the answer.
+        """
+        super().on_response_complete()
+        if not self._answering:
             self._wait()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._wait_no_more()
-            super().connection_lost(exc)
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing, or not enough, has come since the last answer."""
+        self._give_up()
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self._answering:
-                self._wait_no_more()
+    def _wait(self) -> None:
+        self._wait_no_more()
+        self.waiting[self] = self.loop.call_later(self.timeout_keep_alive, self._give_up)
+        if len(self.waiting) > _MAX_WAITING:
+            oldest = next(iter(self.waiting))
+            oldest._wait_no_more()
+            oldest.transport.abort()
 
-        def handle_websocket_upgrade(self, event: h11.Request) -> None:
-            self._wait_no_more()
-            super().handle_websocket_upgrade(event)
+    def _wait_no_more(self) -> None:
+        if timer := self.waiting.pop(self, None):
+            timer.cancel()
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            # What is left of an unread body is thrown away meanwhile: closing at once would be a
-            # reset, and the client might not see the answer.
-            if not self._answering:
-                self._wait()
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
-        def _wait(self) -> None:
-            self._wait_no_more()
-            self.waiting[self] = self.loop.call_later(seconds, self._give_up)
-            if len(self.waiting) > _MAX_WAITING:
-                oldest = next(iter(self.waiting))
-                oldest._wait_no_more()
-                oldest.transport.abort()
-
-        def _wait_no_more(self) -> None:
-            if timer := self.waiting.pop(self, None):
-                timer.cancel()
-
-        @property
-        def _answering(self) -> bool:
-            return self.cycle is not None and not self.cycle.response_complete
-
-        def _give_up(self) -> None:
-            if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
-                self.transport.write(_REFUSAL % b"408 Request Timeout")
-            self.transport.close()
-
-    return Connection
-
-
-GOING_AWAY = 1012
-"""The code with which a WebSocket is closed because the server stops."""
+    def _give_up(self) -> None:
+        if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
+            self.transport.write(_REFUSAL % b"408 Request Timeout")
+        self.transport.close()
 
 
 class WebSocketConnection(WebSocketsSansIOProtocol):

@@ -1,7 +1,6 @@
 """The HTTP front: OpenAI's routes on Starlette, listening before the model is loaded."""
 
 import asyncio
-import math
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -21,7 +20,6 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from coldpress.errors import UsageError
-from coldpress.serve.api import connection
 from coldpress.serve.api.access import Access
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import CONTENT_TYPE, Metrics
@@ -35,6 +33,8 @@ from coldpress.serve.trace import Trace
 
 _LAST_S = 2
 """Seconds at the end of the draining in which answers that were cut are delivered."""
+_BACKLOG = 128
+"""Connections that are accepted at once, before the oldest that wait can be given up."""
 _LONGEST_S = 86_400
 _PAGE = Path(__file__).with_name("page.html")
 
@@ -49,9 +49,9 @@ class HttpOptions:
     """Origins whose pages may call; none: no other site's."""
     answer_s: float = 600
     """Seconds that one answer may take; it is then cut."""
-    drain_s: float = 25
+    drain_s: int = 25
     """Seconds after SIGTERM in which answers may end; Kubernetes kills after 30, Cloud Run after 10."""
-    client_s: float = 30
+    client_s: int = 30
     """Seconds that a client may take over its headers, over its body, or before it reads on."""
     log_requests: bool = True
 
@@ -71,11 +71,13 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
         access_log=False,
         server_header=False,
         lifespan="off",
-        backlog=connection.BACKLOG,
-        http=connection.http(options.client_s),
-        ws=connection.WebSocketConnection,
+        backlog=_BACKLOG,
+        # By name: they are imported when it listens.
+        http="coldpress.serve.api.connection:HttpConnection",
+        ws="coldpress.serve.api.connection:WebSocketConnection",
+        timeout_keep_alive=options.client_s,
         ws_max_size=MAX_MESSAGE_BYTES,
-        timeout_graceful_shutdown=math.ceil(options.drain_s),
+        timeout_graceful_shutdown=options.drain_s,
     )
     server = uvicorn.Server(config)
 
@@ -88,7 +90,8 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
     engine.on_failure = stop
     if engine.failure is not None:
         return
-    connection.drop_who_never_reads(bound, options.client_s)
+    # The kernel drops who does not read what is sent.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, options.client_s * 1000)
     host, port = bound.getsockname()[:2]
     trace.mark("listening")
     trace.emit("listening", host=host, port=port)
@@ -165,7 +168,7 @@ async def _answer(engine: Engine, metrics: Metrics, limits: Limits, request: Req
     return await _whole(request, answering)
 
 
-async def _body(request: Request, seconds: float) -> bytes:
+async def _body(request: Request, seconds: int) -> bytes:
     """Read the body, but not more of it than is allowed, nor for longer.
 
     Raises:
@@ -179,7 +182,7 @@ async def _body(request: Request, seconds: float) -> bytes:
                 body += piece
                 check_length(len(body))
     except TimeoutError as error:
-        raise ApiError(408, f"the body took over {seconds:g} s", "body_too_slow") from error
+        raise ApiError(408, f"the body took over {seconds} s", "body_too_slow") from error
     return bytes(body)
 
 

@@ -39,7 +39,7 @@ class Limits:
     """How long an answer may take."""
 
     answer_s: float
-    client_s: float
+    client_s: int
     closing: Closing
 
 

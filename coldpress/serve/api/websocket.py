@@ -10,7 +10,6 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from coldpress.serve.api.connection import GOING_AWAY
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import Metrics
 from coldpress.serve.api.protocol import MAX_BODY_BYTES, chat_body
@@ -19,6 +18,8 @@ from coldpress.serve.api.timed import Limits, begin
 from coldpress.serve.engine import Engine
 
 MAX_MESSAGE_BYTES = MAX_BODY_BYTES
+GOING_AWAY = 1012
+"""The code with which a WebSocket is closed because the server stops."""
 
 
 def chat(

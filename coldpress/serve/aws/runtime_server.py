@@ -20,7 +20,7 @@ from typing import Any
 
 from coldpress.serve.aws.runtime_api import ROOT, FunctionError
 
-_ERROR = "Lambda-Runtime-Function-Error-"
+_ERROR = "lambda-runtime-function-error-"
 _MAX_CHUNK = 64 << 20
 _MAX_LINE = 64 << 10
 
@@ -231,11 +231,11 @@ def pieces_of(stream: BufferedIOBase, headers: Message) -> Iterator[bytes]:
 
 
 def trailers(stream: BufferedIOBase) -> dict[str, str]:
-    """What follows a chunked body's last chunk."""
+    """What follows a chunked body's last chunk, names in lower case."""
     found = {}
     while line := stream.readline(_MAX_LINE).decode("latin-1").strip():
         name, _, value = line.partition(":")
-        found[name] = value.strip()
+        found[name.lower()] = value.strip()
     return found
 
 
@@ -258,10 +258,10 @@ def _exactly(stream: BufferedIOBase, count: int) -> bytes:
 
 def _failure(told: dict[str, str]) -> FunctionError | None:
     """An error under way, which comes in the trailers."""
-    if f"{_ERROR}Type" not in told:
+    if f"{_ERROR}type" not in told:
         return None
-    body = json.loads(base64.b64decode(told[f"{_ERROR}Body"]))
-    return FunctionError(told[f"{_ERROR}Type"], str(body["errorMessage"]))
+    body = json.loads(base64.b64decode(told[f"{_ERROR}body"]))
+    return FunctionError(told[f"{_ERROR}type"], str(body["errorMessage"]))
 
 
 @contextmanager
