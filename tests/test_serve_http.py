@@ -220,8 +220,8 @@ def test_the_trace_is_one_line_with_rising_times(model: Path) -> None:
 
 
 def test_before_the_model_is_loaded_it_lives_and_answers_503(model: Path) -> None:
+    from coldpress.serve.api.http import HttpOptions, build_app
     from coldpress.serve.api.timed import Closing
-from coldpress.serve.api.http import HttpOptions, build_app
 
     engine = Engine(model / "model.gguf", EngineOptions(), Trace())  # not started
 
