@@ -264,11 +264,8 @@ def answers(served: Served, seeds: int = 1, together: bool = False) -> list[str]
     running = []
     for tokens, seed in asked:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        engine.submit(
-            tokens,
-            GenerateOptions(max_tokens=40, seed=seed, min_p=0, top_k=0, temperature=1.3),
-            events.put,
-        )
+        options = GenerateOptions(max_tokens=40, seed=seed, min_p=0, top_k=0, temperature=1.3)
+        served.generations.append(engine.submit(tokens, options, events.put))
         running.append(events if together else end(events))
     return [end(one) if together else one for one in running]
 

@@ -4,10 +4,12 @@ import re
 import resource
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from coldpress.serve.api.protocol import MAX_BODY_BYTES
 from tests.abused_server import COMPLETIONS, Server, head, is_closed, status_of
 from tests.runtime_process import running
 
@@ -137,6 +139,22 @@ def test_a_body_that_dribbles_in(server: Server) -> None:
                 continue
         else:
             pytest.fail("it still waits after ten seconds")
+
+
+def test_many_large_bodies_at_once_are_not_all_held(server: Server) -> None:
+    before = server.reset_peak()
+    almost = b" " * (MAX_BODY_BYTES - 1)
+    statuses = []
+    pouring = [server.raw() for _ in range(60)]
+    for each in pouring:
+        with suppress(OSError):  # it may have been refused already
+            each.sendall(head(COMPLETIONS, f"Content-Length: {MAX_BODY_BYTES}") + almost)
+    server.still_serves()
+    for each in pouring:
+        with each:
+            statuses.append(status_of(each))
+    assert set(statuses) == {408, 503}
+    assert server.peak_mib - before < 192
 
 
 def test_two_hundred_slow_clients_keep_nobody_out(server: Server) -> None:

@@ -21,9 +21,10 @@ from starlette.types import Receive, Scope, Send
 
 from coldpress.errors import UsageError
 from coldpress.serve.api.access import Access
+from coldpress.serve.api.body import Bodies
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import CONTENT_TYPE, Metrics
-from coldpress.serve.api.protocol import check_length, parse_tokenize
+from coldpress.serve.api.protocol import parse_tokenize
 from coldpress.serve.api.reply import ROUTES, check_ready, models, to_json
 from coldpress.serve.api.timed import Answering, Closing, Limits, begin
 from coldpress.serve.api.websocket import MAX_MESSAGE_BYTES, chat
@@ -101,7 +102,8 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
 def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlette:
     """The application: OpenAI's routes, a page to chat on, what platforms and Prometheus ask for."""
     metrics = Metrics(engine)
-    limits = Limits(options.answer_s, options.client_s, closing)
+    limits = Limits(options.answer_s, closing)
+    bodies = Bodies(options.client_s)
 
     async def list_models(_request: Request) -> Response:
         return _json(models(engine))
@@ -122,7 +124,7 @@ def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlet
 
     async def tokenize(request: Request) -> Response:
         check_ready(engine)
-        text, special = parse_tokenize(await _body(request, options.client_s))
+        text, special = parse_tokenize(await bodies.read(request))
         model = engine.model
         tokens = await run_in_threadpool(
             model.tokenize, text, add_special=special, parse_special=False
@@ -130,7 +132,12 @@ def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlet
         return _json({"tokens": tokens})
 
     async def answer(request: Request) -> Response:
-        return await _answer(engine, metrics, limits, request)
+        check_ready(engine)
+        body = await bodies.read(request)
+        answering = await begin(engine, ROUTES[request.url.path], body, limits, metrics)
+        if answering.reply.request.stream:
+            return _Stream(answering)
+        return await _whole(request, answering)
 
     access = Middleware(Access, keys=options.keys, logs=options.log_requests, metrics=metrics)
     cors = Middleware(
@@ -157,33 +164,6 @@ def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlet
             Exception: _broken,
         },
     )
-
-
-async def _answer(engine: Engine, metrics: Metrics, limits: Limits, request: Request) -> Response:
-    check_ready(engine)
-    body = await _body(request, limits.client_s)
-    answering = await begin(engine, ROUTES[request.url.path], body, limits, metrics)
-    if answering.reply.request.stream:
-        return _Stream(answering)
-    return await _whole(request, answering)
-
-
-async def _body(request: Request, seconds: int) -> bytes:
-    """Read the body, but not more of it than is allowed, nor for longer.
-
-    Raises:
-        ApiError: 408, 413.
-    """
-    check_length(int(request.headers.get("content-length", 0)))
-    body = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for piece in request.stream():
-                body += piece
-                check_length(len(body))
-    except TimeoutError as error:
-        raise ApiError(408, f"the body took over {seconds} s", "body_too_slow") from error
-    return bytes(body)
 
 
 async def _whole(request: Request, answering: Answering) -> Response:

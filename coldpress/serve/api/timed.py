@@ -39,7 +39,6 @@ class Limits:
     """How long an answer may take."""
 
     answer_s: float
-    client_s: int
     closing: Closing
 
 
