@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import soak
+from benchmarks.soak import Memory
 from benchmarks.soak_clients import Outcome, RefusedError
 from benchmarks.soak_requests import CHAT, Case, Malformed, malformed
+from benchmarks.soak_users import ACTIONS, Books, User
 
 CASE = Case(0, "chat", CHAT, {})
 ALONE = Outcome("one two three", (), "stop")
@@ -36,9 +37,9 @@ class Server:
         return self.status or bad.status
 
 
-def _acted(server: Any, actions: Any = soak.ACTIONS) -> soak.Books:
-    books = soak.Books()
-    user = soak.User(0, server, books, {CASE: ALONE}, until_s=0)
+def _acted(server: Any, actions: Any = ACTIONS) -> Books:
+    books = Books()
+    user = User(0, server, books, {CASE: ALONE}, until_s=0)
     for action in actions:
         user.act(action)
     return books
@@ -47,7 +48,7 @@ def _acted(server: Any, actions: Any = soak.ACTIONS) -> soak.Books:
 def test_equal_answers_and_due_refusals_are_no_finding() -> None:
     books = _acted(Server(ALONE))
     assert not books.mismatched and not books.broken
-    assert books.done.keys() == soak.ACTIONS.keys()
+    assert books.done.keys() == ACTIONS.keys()
     for status in (429, 503):
         refused = _acted(Server(ALONE, RefusedError(status, "1", b"")), ["stream", "cancel"])
         assert refused.done == {"refused": 2} and not refused.broken
@@ -85,7 +86,7 @@ def test_a_bad_request_must_get_its_own_status() -> None:
 
 
 def test_growth_is_measured_after_the_warm_up() -> None:
-    memory = soak.Memory(0)
+    memory = Memory(0)
     # Doubles while warming up, then grows by a tenth.
     memory.samples = [(float(s), 50 if s < 60 else 100 + (s - 60) // 174) for s in range(1800)]
     found = memory.growth()
