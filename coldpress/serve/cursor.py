@@ -59,6 +59,8 @@ def unseal(text: str, request: bytes) -> Cursor:
         if len(text) > _MAX_CHARACTERS:
             raise CursorError("it is too long")
         raw = base64.b64decode(text, altchars=b"-_", validate=True)
+        if base64.urlsafe_b64encode(raw).decode() != text:
+            raise CursorError("it is written otherwise than here")
     except (binascii.Error, ValueError) as error:
         raise CursorError(f"it is not readable: {error}") from error
     body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]

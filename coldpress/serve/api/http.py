@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -80,10 +80,9 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
         ws_max_size=MAX_MESSAGE_BYTES,
         timeout_graceful_shutdown=options.drain_s,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, lambda: closing.begin(max(options.drain_s - _LAST_S, 0)))
 
     def stop(_signal: int | None = None, _frame: FrameType | None = None) -> None:
-        closing.begin(max(options.drain_s - _LAST_S, 0))
         server.should_exit = True
 
     # uvicorn handles SIGTERM while it runs and raises it again at its end; that must not kill us.
@@ -97,6 +96,19 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
     trace.mark("listening")
     trace.emit("listening", host=host, port=port)
     server.run(sockets=[bound])
+
+
+class _Server(uvicorn.Server):
+    """Tells when it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_exit = on_exit
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle SIGTERM and SIGINT while it runs."""
+        self._on_exit()
+        super().handle_exit(sig, frame)
 
 
 def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlette:
