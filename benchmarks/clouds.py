@@ -30,14 +30,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.fake_runtime_api import FakeRuntimeApi, Posted, serving
-
 from benchmarks import serve_models, serve_report
 from benchmarks.serve_client import Answer, ask, body, until_answered
 from coldpress import cost
 from coldpress.package import PackageOptions, package
 from coldpress.package.limits import Target
+from coldpress.serve.aws.runtime_server import RuntimeServer, serving
 from tests import containers
+from tests.lambda_calls import Answer as Posted
+from tests.lambda_calls import collect, send
 
 _PROMPT, _ANSWER = 20, 64
 _MIB_PER_VCPU = 1769
@@ -142,7 +143,7 @@ def _on_lambda(store: containers.Store, image: str, size: Size, asked: Bodies) -
     # As process 1 of its own namespace it would not end by SIGTERM: Lambda kills, and so it has no handler.
     options = [*_limits(size), "--tmpfs", "/tmp:size=512m", "--pid", "host"]
     with serving() as api:
-        api.send(_event(asked[0]), _WAIT_S)  # what starts an environment is waiting for it
+        first = send(api, _event(asked[0]), _WAIT_S)  # what starts an environment is waiting for it
         environment = {
             "AWS_LAMBDA_RUNTIME_API": api.address,
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(size.memory_mib),
@@ -150,7 +151,7 @@ def _on_lambda(store: containers.Store, image: str, size: Size, asked: Bodies) -
         for name, value in environment.items():
             options += ["--env", f"{name}={value}"]
         with _container(store, image, options) as (_, events):
-            answers = [_read(time.time(), api.posted.get(timeout=_WAIT_S))]
+            answers = [_read(time.time(), collect(first))]
             answers += [_invoke(api, each) for each in asked[1:]]
     return Ran(answers, events())
 
@@ -203,10 +204,9 @@ def _event(asked: dict[str, Any]) -> dict[str, Any]:
     return {"rawPath": path, "requestContext": context, "body": json.dumps(asked)}
 
 
-def _invoke(api: FakeRuntimeApi, asked: dict[str, Any]) -> Answer:
+def _invoke(api: RuntimeServer, asked: dict[str, Any]) -> Answer:
     began_s = time.time()
-    api.send(_event(asked), _WAIT_S)
-    return _read(began_s, api.posted.get(timeout=_WAIT_S))
+    return _read(began_s, collect(send(api, _event(asked), _WAIT_S)))
 
 
 def _read(asked_s: float, posted: Posted) -> Answer:
@@ -216,8 +216,8 @@ def _read(asked_s: float, posted: Posted) -> Answer:
     ]
     text = posted.body.decode()
     usage = re.search(r'"prompt_tokens":(\d+),"completion_tokens":(\d+)', text)
-    if not times or usage is None or posted.trailers:
-        raise SystemExit(f"Lambda's answer is broken: {text[-300:]} {posted.trailers}")
+    if not times or usage is None or posted.failure:
+        raise SystemExit(f"Lambda's answer is broken: {text[-300:]} {posted.failure}")
     end_s = posted.chunks[-1][0]
     return Answer(asked_s, times[0], end_s, text, "length", int(usage[2]), int(usage[1]))
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.fake_runtime_api import serving
-
 from benchmarks import serve_models
 from benchmarks.serve_client import body, until_answered
 from benchmarks.serve_servers import Command, llama_server, ours, running
+from coldpress.serve.aws.runtime_server import serving
+from tests.lambda_calls import invoke
 
 _PARALLEL, _CONTEXT = 4, 4096
 _POLL_S = 0.002
@@ -140,7 +140,7 @@ def _keeps(name: serve_models.Name, context: int) -> Run:
             stderr=subprocess.DEVNULL,
         )
         try:
-            posted = api.invoke({"prompt": "The", "max_tokens": 8, "temperature": 0})
+            posted = invoke(api, {"prompt": "The", "max_tokens": 8, "temperature": 0})
             json.loads(posted.body)["choices"]
             weights, total, anonymous = _resident(process.pid)
         finally:
