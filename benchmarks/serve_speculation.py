@@ -9,7 +9,7 @@ from benchmarks.serve_client import Answer, RefusedError, ask, body, until_answe
 from benchmarks.serve_servers import ours, running
 from coldpress import demo
 
-_ANSWER, _CONTEXT = 128, 1024
+_ANSWER, _CONTEXT = 128, 2048
 _TEXT_CHARACTERS = 900
 _ROWS = "\n".join(
     f'  {{"id": {n}, "name": "user{n}", "active": true, "tags": ["a", "b"]}},' for n in range(1, 8)

@@ -184,7 +184,8 @@ def llama_buffers(path: Path, context: int, sequences: int) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("sizes", "context"),
     [
-        ({"hidden": 256, "heads": 8, "feed_forward": 768, "vocab": 4096}, 4096),  # scores
+        ({"hidden": 256, "heads": 8, "feed_forward": 768, "vocab": 4096}, 4096),
+        ({"hidden": 256, "heads": 8, "feed_forward": 768, "vocab": 512}, 8192),  # mask
         ({"hidden": 64, "heads": 2, "feed_forward": 128, "vocab": 12000}, 512),  # logits
         ({"hidden": 256, "heads": 4, "feed_forward": 8192, "vocab": 512}, 512),  # feed-forward
     ],

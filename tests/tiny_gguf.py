@@ -15,7 +15,12 @@ _WIDTH, _HEADS, _KV_HEADS, _LAYERS, _FEED_FORWARD = 64, 4, 2, 2, 128
 
 
 def write(
-    path: Path, *, eos: int | None = None, context: int = 8192, template: str | None = CHAT_TEMPLATE
+    path: Path,
+    *,
+    eos: int | None = None,
+    context: int = 8192,
+    template: str | None = CHAT_TEMPLATE,
+    pooling: gguf.PoolingType | None = None,
 ) -> Path:
     """Write the model; with ``eos`` None greedy decoding never ends by itself."""
     writer = gguf.GGUFWriter(path, "llama")
@@ -27,6 +32,8 @@ def write(
     writer.add_head_count(_HEADS)
     writer.add_head_count_kv(_KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
     _vocabulary(writer, eos, template)
     for name, shape in _shapes().items():
         weights = np.random.default_rng(len(name)).normal(0, 0.2, shape).astype(np.float32)

@@ -93,7 +93,6 @@ class _Shape:
 
     context: int
     hidden: int
-    heads: int
     feed_forward: int
     vocabulary: int
     kv_values: int
@@ -117,7 +116,6 @@ class _Shape:
         return cls(
             context=value("context_length"),
             hidden=hidden,
-            heads=heads,
             feed_forward=max(inner, active * value("expert_feed_forward_length", inner)),
             vocabulary=len(fields["tokenizer.ggml.tokens"]),
             kv_values=kv_heads * (key + value("attention.value_length", key)),
@@ -130,10 +128,12 @@ def _each(value: int | Iterable[int], layers: int) -> list[int]:
 
 
 def _compute_bytes(shape: _Shape, cells: int, sequences: int) -> int:
-    """llama.cpp's buffers, from above: the widest tensor, mask and activations; then the logits.
+    """llama.cpp's buffers, from above: what is widest at a time, and activations; then the logits.
+
+    The mask is of 16 bits and there until the last layer, the logits of a chunk after it.
 
     Held against llama.cpp's own figure by a test.
     """
-    widest = max(shape.heads * cells, shape.vocabulary, 3 * shape.feed_forward)
-    computed = _PROMPT_CHUNK_TOKENS * (widest + cells + 6 * shape.hidden)
+    widest = max(shape.vocabulary, 3 * shape.feed_forward + cells // 2)
+    computed = _PROMPT_CHUNK_TOKENS * (widest + 6 * shape.hidden)
     return _F32_BYTES * (computed + sequences * shape.vocabulary)

@@ -15,11 +15,12 @@ the order they came. Whole chunks of prompts stay in the cache for later prompts
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Literal
 
 from coldpress import libllama
 from coldpress.errors import ColdpressError, PromptTooLongError
-from coldpress.serve import prefix
+from coldpress.serve import embedding, prefix
 from coldpress.serve.constraint import GrammarError, Matcher
 from coldpress.serve.draft import DraftModel
 from coldpress.serve.generation import Emit, Failed, Generation, TokenLogprob
@@ -66,6 +67,8 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
+        self._texts: deque[embedding.Text] = deque()
+        self._embedder: embedding.Embedder | None = None
         self._alike: bool | None = None
         self._draft: DraftModel | None = None
         self._closing = False
@@ -143,6 +146,25 @@ class Engine:
             self._changed.notify()
         return generation
 
+    def embed(self, texts: list[list[int]]) -> "list[Future[list[float]]]":
+        """Queue texts, of which each future will be the embedding.
+
+        Raises:
+            UnsupportedModelError: the model makes none.
+            QueueFullError: too many wait already.
+            ColdpressError: the engine has stopped.
+        """
+        embedding.check(self.model)
+        queued = [embedding.Text(each) for each in texts]
+        with self._changed:
+            if not self.ready:
+                raise ColdpressError("the engine has stopped", "start it again")
+            if len(self._texts) > self.options.queue:
+                raise QueueFullError("too many texts wait", "try again in a second")
+            self._texts += queued
+            self._changed.notify()
+        return [each.done for each in queued]
+
     def close(self) -> None:
         """Stop after the present step, fail what is unfinished, free the context."""
         with self._changed:
@@ -159,8 +181,9 @@ class Engine:
                 self._step()
             self._end("the server is stopping")
             self._context.close()
-            if self._draft is not None:
-                self._draft.close()
+            for other in (self._draft, self._embedder):
+                if other is not None:
+                    other.close()
         except Exception as error:
             if not isinstance(error, ColdpressError):
                 error = ColdpressError(f"the engine stopped: {error!r}", "report this")
@@ -233,6 +256,10 @@ class Engine:
         with self._changed:
             unserved = [*self._running, *self._waiting]
             self._waiting.clear()
+            texts = list(self._texts)
+            self._texts.clear()
+        for text in texts:
+            text.done.set_exception(ColdpressError(message, "ask again"))
         for generation in unserved:
             generation.emit(Failed(message))
         for generation in list(self._running):
@@ -240,7 +267,7 @@ class Engine:
 
     def _sleep_until_work(self) -> bool:
         with self._changed:
-            while not (self._closing or self._running or self._waiting):
+            while not (self._closing or self._running or self._waiting or self._texts):
                 self._changed.wait()
             return not self._closing
 
@@ -257,6 +284,17 @@ class Engine:
             # Who has read least: a short prompt does not wait for the end of a long one.
             first = min(reading, key=lambda one: one.position)
             self._decode([first], first.next_chunk(CHUNK_TOKENS))
+        if self._texts:
+            self._embed(self._texts.popleft())
+
+    def _embed(self, text: embedding.Text) -> None:
+        try:
+            if self._embedder is None:
+                limit, threads = self.prompt_limit, self._threads
+                self._embedder = embedding.Embedder(self.model, cells=limit, threads=threads)
+            text.done.set_result(self._embedder.embed(text.tokens))
+        except ColdpressError as error:
+            text.done.set_exception(error)
 
     def _admit(self) -> None:
         """Let requests in while there are free sequences."""

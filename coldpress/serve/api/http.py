@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from coldpress.errors import UsageError
 from coldpress.serve.api.access import Access
 from coldpress.serve.api.body import Bodies
+from coldpress.serve.api.embeddings import embeddings
 from coldpress.serve.api.fields import ApiError
 from coldpress.serve.api.metrics import CONTENT_TYPE, Metrics
 from coldpress.serve.api.protocol import parse_tokenize
@@ -143,6 +144,10 @@ def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlet
         )
         return _json({"tokens": tokens})
 
+    async def embed(request: Request) -> Response:
+        body = await embeddings(engine, await bodies.read(request))
+        return Response(body, media_type="application/json")
+
     async def answer(request: Request) -> Response:
         check_ready(engine)
         body = await bodies.read(request)
@@ -163,6 +168,7 @@ def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlet
             *(Route(path, answer, methods=["POST"]) for path in ROUTES),
             WebSocketRoute("/v1/chat/ws", chat(engine, metrics, limits)),
             Route("/v1/models", list_models),
+            Route("/v1/embeddings", embed, methods=["POST"]),
             Route("/tokenize", tokenize, methods=["POST"]),
             Route("/metrics", expose),
             Route("/healthz", healthz),

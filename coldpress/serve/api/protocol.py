@@ -54,7 +54,7 @@ def parse(kind: Kind, body: bytes) -> Request:
     Raises:
         ApiError: 400 with the field in ``param``; 413.
     """
-    of = _json(body)
+    of = parse_json(body)
     for name, neutral in _NEUTRAL.items():
         if of.get(name) is not None and of[name] not in neutral:
             fields.refuse(name, "is not supported", "unsupported_parameter")
@@ -99,7 +99,7 @@ def parse_tokenize(body: bytes) -> tuple[str, bool]:
     Raises:
         ApiError: 400, 413.
     """
-    of = _json(body)
+    of = parse_json(body)
     return fields.text("content", of.get("content")), fields.flag(of, "add_special")
 
 
@@ -109,7 +109,12 @@ def check_length(n_bytes: int) -> None:
         raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes", "body_too_large")
 
 
-def _json(body: bytes) -> dict[str, Any]:
+def parse_json(body: bytes) -> dict[str, Any]:
+    """A body that is a JSON object.
+
+    Raises:
+        ApiError: 400, 413.
+    """
     check_length(len(body))
     try:
         found = json.loads(body)
