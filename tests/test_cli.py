@@ -234,6 +234,6 @@ def test_ask_takes_an_address_and_draws_its_start(
         refused(
             coldpress("ask", f"{address}/none.gguf", "x", "--out", tmp_path / "x"), 4, "not exist"
         )
-    refused(coldpress("serve", "ftp://host/x"), 5, "No such file")
+    refused(coldpress("serve", "ftp://host/x"), 2, "no address of ours")
     refused(coldpress("serve", "http://user:secret@host/x"), 2, "not an address")
     refused(coldpress("serve", tmp_path, "--load", "quick"), 2, "no way to load")

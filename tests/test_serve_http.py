@@ -126,7 +126,7 @@ def test_errors_are_openai_errors(client: openai.OpenAI) -> None:
             model="tiny", messages=[{"role": "assistant", "content": "I know"}]
         )
     with pytest.raises(openai.NotFoundError):
-        client.embeddings.create(model="tiny", input="x")
+        client.moderations.create(input="x")
     assert _stream(client, "the")
 
 

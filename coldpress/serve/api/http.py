@@ -74,9 +74,6 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
         server_header=False,
         lifespan="off",
         backlog=_BACKLOG,
-        # By name: they are imported when it listens.
-        http="coldpress.serve.api.connection:HttpConnection",
-        ws="coldpress.serve.api.connection:WebSocketConnection",
         timeout_keep_alive=options.client_s,
         ws_max_size=MAX_MESSAGE_BYTES,
         timeout_graceful_shutdown=options.drain_s,
@@ -96,6 +93,10 @@ def serve(engine: Engine, bound: socket.socket, trace: Trace, options: HttpOptio
     host, port = bound.getsockname()[:2]
     trace.mark("listening")
     trace.emit("listening", host=host, port=port)
+    # It listens already while these are imported.
+    from coldpress.serve.api.connection import HttpConnection, WebSocketConnection
+
+    config.http, config.ws = HttpConnection, WebSocketConnection
     server.run(sockets=[bound])
 
 
