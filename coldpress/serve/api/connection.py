@@ -1,7 +1,7 @@
 """Connections that do not wait for ever: for a request's headers, for the rest of an unread body, for pongs.
 
 uvicorn limits how long a connection may idle between requests, and nothing else; that a client never
-reads is seen by the kernel (TCP_USER_TIMEOUT, see ``http.serve``). uvicorn imports this by its name.
+reads is seen by the kernel (TCP_USER_TIMEOUT, see ``http.serve``).
 """
 
 import asyncio
