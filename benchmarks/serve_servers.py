@@ -1,6 +1,5 @@
 """The servers that are compared, each as a process with the same model, context per stream and threads."""
 
-import socket
 import subprocess
 import sys
 import tempfile
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.peers import BENCHMARKED, environment, peers
+from tests.containers import free_port
 
 THREADS = 2
 _STOP_S = 30
@@ -77,11 +77,3 @@ def running(command: Command) -> "Iterator[subprocess.Popen[bytes]]":
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

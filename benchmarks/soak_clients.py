@@ -10,6 +10,7 @@ from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 
 from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from benchmarks.soak_requests import CHAT, Case, Malformed
 from coldpress.serve import sse
@@ -75,7 +76,8 @@ class Client:
         text = ""
         calls: tuple[tuple[str, str], ...] = ()
         url = f"ws://127.0.0.1:{self.port}/v1/chat/ws"
-        with connect(url, subprotocols=["bearer", self.key]) as chat:  # type: ignore[list-item]
+        offered = [Subprotocol("bearer"), Subprotocol(self.key)]
+        with connect(url, subprotocols=offered) as chat:
             chat.send(json.dumps(case.body))
             while True:
                 said: dict[str, Any] = json.loads(chat.recv(timeout=_TIMEOUT_S))

@@ -81,8 +81,9 @@ class User(threading.Thread):
             self._refused(action, refused)
         except (OSError, HTTPException, WebSocketException, ToolError) as error:
             self._books.broke(f"{action}: {error!r}")
-        except Exception as error:
-            # A client that dies of our own mistake would only lower the load.
+        except (
+            Exception
+        ) as error:  # a client that dies of our own mistake would only lower the load
             self._books.broke(f"{action}: our own mistake: {error!r}")
 
     def _act(self, action: Action) -> None:

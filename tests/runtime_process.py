@@ -6,10 +6,13 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 
 class RuntimeProcess:
@@ -45,6 +48,15 @@ class RuntimeProcess:
     def next_event(self) -> dict[str, Any]:
         """The next event."""
         return self._events.get(timeout=60)
+
+    def ready_url(self) -> str:
+        """Its address, once it answers; it is the first event that is waited for."""
+        url = f"http://127.0.0.1:{self.event('listening')['port']}"
+        while (response := httpx.get(f"{url}/readyz")).status_code == 503:
+            assert response.headers["Retry-After"] == "1"
+            time.sleep(0.02)
+        assert response.json() == {"status": "ready"}
+        return url
 
     def wait(self) -> int:
         """Wait for its end; the exit code."""

@@ -13,7 +13,6 @@ import pytest
 
 from tests import tiny_gguf
 from tests.runtime_process import running
-from tests.test_serve_http import _ready
 
 ARGV = [sys.executable, "-c", "from coldpress.cli import main; main()", "chat"]
 OPTIONS = ["--temperature", "0", "--max-tokens", "12"]
@@ -27,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(model: Path) -> Iterator[str]:
     with running(model, "--port", "0", "--quiet") as process:
-        yield _ready(process)
+        yield process.ready_url()
 
 
 def _answers(url: str, texts: list[str], system: str) -> list[str]:

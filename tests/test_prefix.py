@@ -29,6 +29,7 @@ from coldpress.serve.options import EngineOptions
 from coldpress.serve.sampling import GenerateOptions
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf
+from tests.engines import quantized
 
 SYSTEM = demo.HELDOUT_TEXT.read_text(encoding="utf-8")[:1350]
 ASKED = ["", "a", "the sea of " * 30, "x" * 95, "日本 " * 20]
@@ -39,11 +40,7 @@ NO_SAMPLER: Any = None
 def bare(tmp_path_factory: pytest.TempPathFactory, demo_gguf: Path) -> Path:
     """A checkpoint without a prefix, at Q4_K_M: its kernels round few rows otherwise than many."""
     folder = tmp_path_factory.mktemp("prefix")
-    lib = libllama.load()
-    params = lib.llama_model_quantize_default_params()
-    params.ftype = 15
-    plain = folder / "plain.gguf"
-    assert lib.llama_model_quantize(str(demo_gguf).encode(), str(plain).encode(), params) == 0
+    plain = quantized(demo_gguf, folder / "plain.gguf", 15)
     checkpoint(plain, folder / "checkpoint", CheckpointOptions())
     return folder / "checkpoint"
 
@@ -427,6 +424,21 @@ def test_what_cannot_have_a_prefix_is_refused(
             build.read_text(tmp_path / "text")
     with pytest.raises(InputError):
         build.read_text(tmp_path / "absent")
+
+
+def test_a_short_system_prompt_is_shipped_without_a_state(
+    bare: Path, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    folder = shutil.copytree(bare, tmp_path / "short")
+    made = build.build(folder / "model.gguf", "Be brief.", folder)
+    assert (made.n_tokens, made.size_bytes) == (0, 0)
+    verify(folder)
+    layout = inspect.inspect(folder).layout
+    assert layout is not None and layout.prefix is not None and layout.prefix.n_tokens == 0
+    served = serve(folder)
+    assert served.engine.system_prompt == "Be brief."
+    assert answers(served) == answers(serve(bare))
+    assert served.restored == [] and served.reasons() == []
 
 
 def test_verify_and_inspect_know_the_prefix(

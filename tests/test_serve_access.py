@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from tests import tiny_gguf
 from tests.runtime_process import running
-from tests.test_serve_http import HELLO, _ready
+from tests.test_serve_http import HELLO
 
 KEY = "s3cret-ключ"
 
@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_url(model: Path) -> Iterator[str]:
     # Room for answers that last longer than a person's way to the stop button.
     with running(model, "--port", "0", "--quiet", "--context", "60000") as process:
-        yield _ready(process)
+        yield process.ready_url()
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def keyed_url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "https://page.example",
     )
     with running(model, *arguments) as process:
-        yield _ready(process)
+        yield process.ready_url()
 
 
 def _bearer(key: str) -> dict[str, bytes]:
@@ -171,7 +171,7 @@ def test_tokenize_is_the_models(open_url: str, model: Path) -> None:
 
 def test_an_answer_ends_when_its_time_is_up(model: Path) -> None:
     with running(model, "--port", "0", "--quiet", "--answer-seconds", "0.3") as process:
-        url = _ready(process)
+        url = process.ready_url()
         with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
             done = client.completions.create(
                 model="t", prompt="a", max_tokens=100_000, temperature=0

@@ -1,8 +1,9 @@
 """Embeddings through the openai client, against llama-cpp-python's and numpy's."""
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import httpx
@@ -13,7 +14,6 @@ import pytest
 from coldpress import libllama
 from tests import tiny_gguf
 from tests.runtime_process import running
-from tests.test_serve_http import _ready
 
 TEXTS = ["the sea", "日本", "a " * 300, "é"]
 POOLINGS = [gguf.PoolingType.MEAN, gguf.PoolingType.LAST]
@@ -28,7 +28,7 @@ def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(model: Path) -> Iterator[str]:
     with running(model, "--port", "0", "--quiet") as process:
-        yield _ready(process)
+        yield process.ready_url()
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +37,20 @@ def client(url: str) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def test_they_are_llama_cpps(client: openai.OpenAI, model: Path) -> None:
-    llama_cpp = libllama.load()
-    peer = llama_cpp.Llama(
-        str(model), embedding=True, n_ctx=1024, n_batch=1024, n_ubatch=1024, verbose=False,
-        flash_attn=True,
-    )  # fmt: skip
-    for form in ("float", "base64"):
-        made = client.embeddings.create(model="x", input=TEXTS, encoding_format=form)  # type: ignore[call-overload]
-        for text, each in zip(TEXTS, made.data, strict=True):
-            vector = np.array(each.embedding)
-            if form == "base64":
-                import base64
-
-                vector = np.frombuffer(base64.b64decode(each.embedding), np.float32)
-            expected = np.array(peer.embed(text, normalize=True))
-            assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
-            assert np.abs(vector - expected).max() < 1e-5
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_they_are_llama_cpps(
+    client: openai.OpenAI, model: Path, form: Literal["float", "base64"]
+) -> None:
+    peer = libllama.load().Llama(
+        str(model), embedding=True, n_ctx=1024, n_batch=1024, n_ubatch=1024, flash_attn=True
+    )
+    made = client.embeddings.create(model="x", input=TEXTS, encoding_format=form)
+    for text, each in zip(TEXTS, made.data, strict=True):
+        given: Any = each.embedding
+        if form == "base64":
+            given = np.frombuffer(base64.b64decode(given), np.float32)
+        assert np.linalg.norm(given) == pytest.approx(1, abs=1e-6)
+        assert np.abs(given - np.array(peer.embed(text, normalize=True))).max() < 1e-5
     assert made.usage.prompt_tokens == sum(len(peer.tokenize(text.encode())) for text in TEXTS)
     assert [each.index for each in made.data] == [0, 1, 2, 3]
     peer.close()
@@ -106,6 +103,6 @@ def test_what_cannot_be_embedded_is_refused(url: str, wrong: dict[str, Any]) -> 
 def test_a_model_without_pooling_has_none(tmp_path: Path) -> None:
     model = tiny_gguf.write(tmp_path / "model.gguf")
     with running(model, "--port", "0", "--quiet") as process:
-        answer = httpx.post(f"{_ready(process)}/v1/embeddings", json={"input": "x"})
+        answer = httpx.post(f"{process.ready_url()}/v1/embeddings", json={"input": "x"})
     assert answer.status_code == 400
     assert "names no pooling" in answer.json()["error"]["message"]

@@ -22,7 +22,6 @@ from coldpress.serve.sampling import GenerateOptions
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf
 from tests.runtime_process import RuntimeProcess
-from tests.test_serve_http import _ready
 
 LONG: Any = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2000, "temperature": 0}
 
@@ -65,7 +64,7 @@ def test_sigterm_finishes_every_stream(
     model: Path, stream: Callable[[str, threading.Event], tuple[str, str]]
 ) -> None:
     process = RuntimeProcess(model, "--port", "0", "--quiet", "--parallel", "3")
-    url = _ready(process)
+    url = process.ready_url()
     whole = httpx.post(f"{url}/v1/chat/completions", json=LONG, timeout=60).json()["choices"][0]
     begun = [threading.Event() for _ in range(3)]
     got: list[tuple[str, str]] = []
@@ -83,7 +82,7 @@ def test_sigterm_finishes_every_stream(
 
 def test_sigterm_does_not_wait_for_a_websocket_that_says_nothing(model: Path) -> None:
     process = RuntimeProcess(model, "--port", "0", "--quiet")
-    url = _ready(process)
+    url = process.ready_url()
     with connect(url.replace("http", "ws") + "/v1/chat/ws") as socket:
         process.process.terminate()
         with pytest.raises(ConnectionClosedError):
@@ -113,7 +112,7 @@ sys.exit(main(sys.argv[1:]))
 def test_a_dead_engine_ends_the_process(model: Path, outcome: str, reason: str) -> None:
     program = _FAILING.format(outcome=outcome)
     process = RuntimeProcess(model, "--port", "0", "--quiet", program=program)
-    url = _ready(process)
+    url = process.ready_url()
     body = {**LONG, "stream": True}
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as answer:
         lines = [line for line in answer.iter_lines() if line]

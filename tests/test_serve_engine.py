@@ -15,21 +15,14 @@ from coldpress.errors import (
 )
 from coldpress.serve.engine import Engine, QueueFullError
 from coldpress.serve.generation import Delta, Done, Event, Failed
-from coldpress.serve.load.place import locate
 from coldpress.serve.options import EngineOptions
 from coldpress.serve.sampling import GenerateOptions
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf, tiny_models
+from tests.engines import quantized, start
 
 GREEDY = GenerateOptions(temperature=0, max_tokens=60)
 PROMPTS = ["the sea", "日本", "a " * 300, "of the", "on", "in at er", "", "é"]
-
-
-def _start(path: Path, **options: int) -> Engine:
-    engine = Engine(locate(path), EngineOptions(**{"threads": 1, **options}), Trace())
-    engine.start()
-    assert engine.wait(60), engine.failure
-    return engine
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(model: Path) -> Iterator[Engine]:
-    started = _start(model)
+    started = start(model)
     yield started
     started.close()
 
@@ -113,7 +106,7 @@ def test_an_end_token_ends_the_answer(engine: Engine, tmp_path: Path) -> None:
     assert done == Done("length", prompt_tokens=done.prompt_tokens, completion_tokens=60)
     first = next(char for char in whole if char.isascii() and whole.count(char) == 1)
     end = engine.model.tokenize(first, add_special=False, parse_special=False)[-1]
-    ended = _start(tiny_gguf.write(tmp_path / "model.gguf", eos=end))
+    ended = start(tiny_gguf.write(tmp_path / "model.gguf", eos=end))
     try:
         text, done = Answer(ended, "the", GREEDY).end()
     finally:
@@ -124,7 +117,7 @@ def test_an_end_token_ends_the_answer(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_max_tokens_is_cut_to_the_context(model: Path) -> None:
-    engine = _start(model, context=256, parallel=1)
+    engine = start(model, context=256, parallel=1)
     try:
         _, done = Answer(engine, "the", GenerateOptions(temperature=0, max_tokens=9999)).end()
     finally:
@@ -160,7 +153,7 @@ def test_a_receiver_that_raises_harms_nobody_else(engine: Engine) -> None:
 
 
 def test_a_full_queue_refuses(model: Path) -> None:
-    engine = _start(model, parallel=1, queue=1)
+    engine = start(model, parallel=1, queue=1)
     endless = GenerateOptions(temperature=0, max_tokens=4000)
     try:
         first = Answer(engine, "the", endless)
@@ -175,7 +168,7 @@ def test_a_full_queue_refuses(model: Path) -> None:
 
 
 def test_closing_fails_what_is_unfinished(model: Path) -> None:
-    engine = _start(model, parallel=1)
+    engine = start(model, parallel=1)
     answers = [Answer(engine, "the", GenerateOptions(max_tokens=4000)) for _ in range(2)]
     engine.close()
     assert all(isinstance(answer.end()[1], Failed) for answer in answers)
@@ -204,19 +197,12 @@ def test_quantized_streams_equal_their_solo_runs_bit_for_bit(
     random_gguf: Path, tmp_path: Path, preset: int
 ) -> None:
     """At temperature 1 every last bit of the logits would show, sooner or later."""
-    from coldpress import libllama
-
-    lib = libllama.load()
-    params = lib.llama_model_quantize_default_params()
-    params.ftype = preset
-    path = tmp_path / "model.gguf"
-    source = str(random_gguf / "model.gguf").encode()
-    assert lib.llama_model_quantize(source, str(path).encode(), params) == 0
+    path = quantized(random_gguf / "model.gguf", tmp_path / "model.gguf", preset)
     text = tiny_models.own_text()
     prompts = [text[at : at + size] for at, size in ((0, 20), (99, 500), (3000, 1), (5000, 300))]
     options = [GenerateOptions(max_tokens=100, seed=seed) for seed in range(4)]
     asked = list(zip(prompts, options, strict=True))
-    engine = _start(path)
+    engine = start(path)
     try:
         alone = [_ask(engine, *one) for one in asked]
         together = [Answer(engine, *one) for one in asked]

@@ -24,7 +24,6 @@ from coldpress.serve.trace import Trace
 from tests import tiny_gguf
 from tests.runtime_process import running
 from tests.test_serve_engine import Answer
-from tests.test_serve_http import _ready
 
 HERMES = (
     "{{ bos_token }}{% if tools %}{% for t in tools %}{{ t | tojson }}\n{% endfor %}<tool_call>{% endif %}"
@@ -85,7 +84,7 @@ def engine(model: Path) -> Iterator[Engine]:
 def client(model: Path) -> Iterator[openai.OpenAI]:
     with (
         running(model, "--port", "0") as process,
-        openai.OpenAI(base_url=f"{_ready(process)}/v1", api_key="x", max_retries=0) as made,
+        openai.OpenAI(base_url=f"{process.ready_url()}/v1", api_key="x", max_retries=0) as made,
     ):
         yield made
 
@@ -399,7 +398,7 @@ def test_a_template_without_tools_refuses_them(tmp_path: Path) -> None:
     plain = tiny_gguf.write(tmp_path / "model.gguf")
     with (
         running(plain, "--port", "0") as process,
-        openai.OpenAI(base_url=f"{_ready(process)}/v1", api_key="x", max_retries=0) as made,
+        openai.OpenAI(base_url=f"{process.ready_url()}/v1", api_key="x", max_retries=0) as made,
         pytest.raises(openai.BadRequestError, match="template takes no tools"),
     ):
         tools: Any = [WEATHER]

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,22 +35,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(model: Path) -> Iterator[str]:
     with running(model, "--port", "0") as process:
-        yield _ready(process)
+        yield process.ready_url()
 
 
 @pytest.fixture
 def client(url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as made:
         yield made
-
-
-def _ready(process: RuntimeProcess) -> str:
-    url = f"http://127.0.0.1:{process.event('listening')['port']}"
-    while (response := httpx.get(f"{url}/readyz")).status_code == 503:
-        assert response.headers["Retry-After"] == "1"
-        time.sleep(0.02)
-    assert response.json() == {"status": "ready"}
-    return url
 
 
 def _stream(client: openai.OpenAI, prompt: str, max_tokens: int = 50) -> str:
@@ -162,7 +152,7 @@ def test_a_queue_that_is_full_answers_429(model: Path) -> None:
     endless = {"prompt": "the", "max_tokens": 100_000, "stream": True, "temperature": 0}
     arguments = ("--port", "0", "--parallel", "1", "--queue", "0", "--context", "200000")
     with running(model, *arguments) as process:
-        url = _ready(process)
+        url = process.ready_url()
         with httpx.stream("POST", f"{url}/v1/completions", json=endless) as first:
             chunks = first.iter_bytes()  # dropped, it would close the response
             next(chunks)
@@ -176,7 +166,7 @@ def test_a_disconnect_cancels_the_generation(model: Path, stream: bool) -> None:
     endless = {"prompt": "the", "max_tokens": 500_000, "stream": stream, "temperature": 0}
     arguments = ("--port", "0", "--parallel", "1", "--context", "600000")
     with running(model, *arguments) as process:
-        url = _ready(process)
+        url = process.ready_url()
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as raw:
             body = json.dumps(endless).encode()
             head = (
@@ -191,7 +181,7 @@ def test_a_disconnect_cancels_the_generation(model: Path, stream: bool) -> None:
 
 def test_sigterm_finishes_the_stream(model: Path) -> None:
     process = RuntimeProcess(model, "--port", "0")
-    url = _ready(process)
+    url = process.ready_url()
     asked = {"prompt": "the", "max_tokens": 3000, "stream": True, "temperature": 0}
     with httpx.stream("POST", f"{url}/v1/completions", json=asked, timeout=60) as response:
         lines = response.iter_lines()
@@ -206,7 +196,7 @@ def test_sigterm_finishes_the_stream(model: Path) -> None:
 
 def test_the_trace_is_one_line_with_rising_times(model: Path) -> None:
     with running(model, "--port", "0") as process:
-        url = _ready(process)
+        url = process.ready_url()
         for _ in range(2):
             httpx.post(f"{url}/v1/completions", json={"prompt": "the", "max_tokens": 2})
         trace = process.event("cold_start")

@@ -17,10 +17,9 @@ from websockets.sync.client import connect
 from coldpress import chat
 from coldpress.serve import cursor
 from coldpress.serve.aws.runtime_server import serving
+from tests.engines import quantized
 from tests.lambda_calls import invoke
 from tests.runtime_process import RuntimeProcess, running
-from tests.test_serve_http import _ready
-from tests.test_serve_speculation import quantized
 
 END_TOKENS = (2, 6)
 SECRET = {cursor.SECRET: "the instances' common secret"}
@@ -44,14 +43,14 @@ ROUTE = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 def model(random_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of weights whose rows are alike, so that what is known of an answer is read quickly."""
-    return quantized(tmp_path_factory.mktemp("q4"), random_gguf, 15)
+    return quantized(random_gguf / "model.gguf", tmp_path_factory.mktemp("q4") / "model.gguf", 15)
 
 
 @pytest.fixture(scope="module")
 def patient(model: Path) -> Iterator[str]:
     """The address of a server that lets answers end."""
     with running(model, "--port", "0", "--quiet", **SECRET) as process:
-        yield _ready(process)
+        yield process.ready_url()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def hasty(model: Path) -> Iterator[str]:
     """One that cuts them."""
     limits = ("--answer-seconds", "0.6", "--parallel", "2")
     with running(model, "--port", "0", "--quiet", *limits, program=SLOWLY, **SECRET) as process:
-        yield _ready(process)
+        yield process.ready_url()
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +159,7 @@ def test_sigterm_hands_over_what_cannot_be_finished(
 ) -> None:
     limits = ("--port", "0", "--quiet", "--drain-seconds", "3", "--parallel", "1")
     process = RuntimeProcess(model, *limits, program=SLOWLY, **SECRET)
-    url = _ready(process)
+    url = process.ready_url()
     got: list[tuple[str, str | None, str]] = []
     threads = [threading.Thread(target=lambda: got.append(streamed(url, ASKED))) for _ in range(6)]
     for thread in threads:
@@ -210,7 +209,7 @@ def test_another_secret_or_hour_is_refused(
 ) -> None:
     cut = httpx.post(hasty + ROUTE, json=ASKED, timeout=60).json()["resume"]
     with running(model, "--port", "0", "--quiet") as process:
-        answer = httpx.post(_ready(process) + ROUTE, json={**ASKED, "resume": cut})
+        answer = httpx.post(process.ready_url() + ROUTE, json={**ASKED, "resume": cut})
         assert answer.status_code == 400
     sealed = cursor.seal(cursor.Cursor((1, 2), 3), b"request")
     later = time.time() + 3601

@@ -20,19 +20,18 @@ from typing import Literal
 
 from coldpress import libllama
 from coldpress.errors import ColdpressError, PromptTooLongError
-from coldpress.serve import embedding, prefix
+from coldpress.serve import embedding
 from coldpress.serve.constraint import GrammarError, Matcher
 from coldpress.serve.draft import DraftModel
 from coldpress.serve.generation import Emit, Failed, Generation, TokenLogprob
-from coldpress.serve.load import loader
 from coldpress.serve.load.patience import Stop
 from coldpress.serve.load.place import Place
 from coldpress.serve.model import CHUNK_TOKENS, Context, DecodeError, Model
-from coldpress.serve.options import DEFAULT_CONTEXT, EngineOptions
+from coldpress.serve.opening import open_all
+from coldpress.serve.options import EngineOptions
 from coldpress.serve.sampling import Choice, GenerateOptions, Sampler
 from coldpress.serve.sequences import Sequences
 from coldpress.serve.speculation import PromptLookup, Speculate, Speculation
-from coldpress.serve.threads import usable_cpus
 from coldpress.serve.trace import Trace
 
 _CATCH_UP_ROWS = 32
@@ -56,6 +55,8 @@ class Engine:
     """What a chat without a system message gets, if something was shipped."""
     _context: Context
     _sequences: Sequences
+    _draft: DraftModel | None
+    _threads: int
 
     def __init__(self, place: Place, options: EngineOptions, trace: Trace) -> None:
         self.place = place
@@ -70,7 +71,6 @@ class Engine:
         self._texts: deque[embedding.Text] = deque()
         self._embedder: embedding.Embedder | None = None
         self._alike: bool | None = None
-        self._draft: DraftModel | None = None
         self._closing = False
         self._stop = Stop()
         self._worker = threading.Thread(target=self._work, name="engine")
@@ -196,51 +196,12 @@ class Engine:
                 self.on_failure()
 
     def _load(self) -> None:
-        options = self.options
-        state = prefix.begin(self.place, options.parallel)
-        self.system_prompt = state.shipped.system_prompt if state else None
-        self.model, self._context = loader.open_model(
-            self.place,
-            self._prepare,
-            self._trace,
-            tier=options.load,
-            verify=options.verify,
-            stop=self._stop,
-        )
-        self._sequences = Sequences(
-            self._context,
-            options.parallel,
-            keeps=self.model.keeps_whole_context,
-            prefix=self._checked(state),
-        )
-        if options.draft is not None:
-            self._draft = DraftModel(options.draft, self.model, self.prompt_limit, self._threads)
+        opened = open_all(self.place, self.options, self._trace, self._stop)
+        self.model, self._context = opened.model, opened.context
+        self.prompt_limit, self.system_prompt = opened.prompt_limit, opened.system_prompt
+        self._sequences, self._draft = opened.sequences, opened.draft
+        self._threads = opened.threads
         self._trace.mark("ready")
-
-    def _prepare(self, model: Model) -> Context:
-        options = self.options
-        self.prompt_limit = min(options.context or DEFAULT_CONTEXT, model.context_tokens)
-        return Context(
-            model,
-            cells=self.prompt_limit,
-            sequences=options.parallel,
-            threads=self._threads,
-        )
-
-    @property
-    def _threads(self) -> int:
-        return self.options.threads or usable_cpus()
-
-    def _checked(self, state: prefix.State | None) -> prefix.State | None:
-        """The shipped prefix if it may be used; else one line says why not."""
-        if state is None:
-            return None
-        problem = state.shipped.mismatch(self.model) or state.wait()
-        if problem:
-            self._trace.emit("prefix_unused", reason=problem)
-            return None
-        self._trace.mark("prefix")
-        return state
 
     def _speculation(self, asked: Speculate | None) -> Speculation | None:
         match asked or self.options.speculate:

@@ -38,13 +38,20 @@ class Delta:
 class Done:
     """The end of an answer; ``completion_tokens`` does not count the end-of-text token.
 
-    ``reused_tokens``: those of the prompt that did not have to be read.
+    ``reused_tokens``: those of the prompt that did not have to be read; ``begun_tokens``: those of the
+    answer that were made elsewhere, before it was cut.
     """
 
     reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
     reused_tokens: int = 0
+    begun_tokens: int = 0
+
+    @property
+    def made_tokens(self) -> int:
+        """Those of the answer that were made here."""
+        return self.completion_tokens - self.begun_tokens
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,10 @@ class Generation:
         self.sampler = sampler
         self.logprobs: list[TokenLogprob] = []
         """Of tokens whose text is not out yet."""
+        self.begun_tokens = 0
+        """Tokens of the answer that were made elsewhere."""
         self.said = ""
-        """Text that was emitted elsewhere."""
+        """Their text, which was emitted there."""
         self.speculation: Speculation | None = None
         self.cancelled = False
         self._spelled = frozenset(options.spelled)
@@ -137,6 +146,7 @@ class Generation:
         Raises:
             NotResumableError: it is not the beginning of this answer.
         """
+        self.begun_tokens = len(answered)
         try:
             for token in answered:
                 self.sampler.accept(token)
@@ -154,7 +164,13 @@ class Generation:
 
     def done(self, reason: Literal["stop", "length"]) -> Done:
         """The end, with what was counted."""
-        return Done(reason, self.prompt_tokens, self.completion_tokens, self.reused_tokens)
+        return Done(
+            reason,
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.reused_tokens,
+            self.begun_tokens,
+        )
 
     def delta(self, text: str) -> Delta:
         """Text that is certain, with the log-probabilities of the tokens since the last."""

@@ -136,12 +136,18 @@ class Context:
 
     Args:
         cells: tokens per sequence.
+        embeds: for embeddings, of texts that are decoded at once.
     """
 
-    def __init__(self, model: Model, *, cells: int, sequences: int, threads: int) -> None:
+    def __init__(
+        self, model: Model, *, cells: int, sequences: int, threads: int, embeds: bool = False
+    ) -> None:
         self._model = model  # libllama wants it to outlive its contexts
         self._lib = lib = model.lib
         params = context_params(lib)
+        if embeds:
+            # What is pooled must be in one batch.
+            params.embeddings, params.n_batch, params.n_ubatch = True, cells, cells
         params.n_ctx = cells * sequences
         params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = threads
@@ -153,7 +159,7 @@ class Context:
             )
         self._memory = lib.llama_get_memory(self._handle)
         self._by_row = libllama.kernel_switch(self._handle)
-        self._allocate(CHUNK_TOKENS)
+        self._allocate(params.n_batch)
 
     def _allocate(self, size: int) -> None:
         """Lay out a llama_batch over ctypes arrays: a slice assignment fills many rows at once."""
@@ -221,6 +227,13 @@ class Context:
 
         pointer = self._lib.llama_get_logits_ith(self._handle, row)
         return np.ctypeslib.as_array(pointer, shape=(self._model.n_vocab,))
+
+    def embedding(self, sequence: int) -> list[float]:
+        """What llama.cpp pooled of the batch's rows of a sequence."""
+        found = self._lib.llama_get_embeddings_seq(self._handle, sequence)
+        values = ctypes.cast(found, ctypes.POINTER(ctypes.c_float))
+        pooled: list[float] = values[: self._lib.llama_model_n_embd_out(self._model.handle)]
+        return pooled
 
     def rows_are_alike(self, token: int, position: int, sequence: int) -> bool:
         """Whether this model's weights allow that rows are computed by themselves.

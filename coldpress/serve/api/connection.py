@@ -26,7 +26,7 @@ class HttpConnection(H11Protocol):
 
     waiting: ClassVar[dict[Any, asyncio.TimerHandle]] = {}
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         """Begin to wait for a request."""
         super().connection_made(transport)
         self._wait()

@@ -63,7 +63,7 @@ class Metrics:
         """Count the tokens of an answer that is complete."""
         if isinstance(event, Done):
             self._tokens.labels("prompt").inc(event.prompt_tokens)
-            self._tokens.labels("completion").inc(event.completion_tokens)
+            self._tokens.labels("completion").inc(event.made_tokens)
 
     def text(self) -> bytes:
         """The exposition."""

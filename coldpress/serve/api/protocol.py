@@ -26,7 +26,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "prediction": (),
 }
 """Fields that are not supported, with the values (beside null) that ask for nothing."""
-_OF_DELIVERY = {"resume", "stream", "stream_options"}
+_OF_DELIVERY = {"resume", "speculative", "stream", "stream_options"}
 """Fields that change how an answer is delivered, but not the answer."""
 
 

@@ -101,7 +101,7 @@ class Reply:
         first = generation.prompt_tokens
         tokens = tuple(generation.tokens[first : first + n])
         self._resume = cursor.seal(cursor.Cursor(tokens, generation.options.seed), self._bound)
-        return Done("length", first, n, generation.reused_tokens)
+        return replace(generation.done("length"), completion_tokens=n)
 
     def opening(self) -> bytes:
         """The first chunk of a stream: a chat's says who speaks."""

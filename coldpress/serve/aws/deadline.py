@@ -54,7 +54,7 @@ def _until_deadline(
         watch.text()
         yield event
         if isinstance(event, Done):
-            told = (event.prompt_tokens, event.completion_tokens)
+            told = (event.prompt_tokens, event.made_tokens)
             watch.emit(engine.model.name, invocation.request_id, *told)
         if not isinstance(event, Delta):
             return

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldpress import libllama
 from coldpress.errors import UnsupportedModelError, UsageError
 from coldpress.serve import constraint
 from coldpress.serve.engine import Engine
@@ -24,6 +23,7 @@ from coldpress.serve.sampling import GenerateOptions, Speculate
 from coldpress.serve.speculation import MAX_GUESSES, PromptLookup, Speculation
 from coldpress.serve.trace import Trace
 from tests import tiny_gguf, tiny_models
+from tests.engines import quantized, start
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 CHOICES = {
@@ -35,31 +35,14 @@ CHOICES = {
 }
 
 
-def quantized(folder: Path, random_gguf: Path, preset: int) -> Path:
-    lib = libllama.load()
-    params = lib.llama_model_quantize_default_params()
-    params.ftype = preset
-    path = folder / f"{preset}.gguf"
-    source = str(random_gguf / "model.gguf").encode()
-    assert lib.llama_model_quantize(source, str(path).encode(), params) == 0
-    return path
-
-
 @pytest.fixture(scope="module")
 def model(random_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return quantized(tmp_path_factory.mktemp("q4"), random_gguf, 15)
+    return quantized(random_gguf / "model.gguf", tmp_path_factory.mktemp("q4") / "model.gguf", 15)
 
 
 @pytest.fixture(scope="module")
 def draft(random_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return quantized(tmp_path_factory.mktemp("q8"), random_gguf, 7)
-
-
-def start(path: Path, **options: Any) -> Engine:
-    engine = Engine(locate(path), EngineOptions(**{"threads": 2, **options}), Trace())
-    engine.start()
-    assert engine.wait(60), engine.failure
-    return engine
+    return quantized(random_gguf / "model.gguf", tmp_path_factory.mktemp("q8") / "model.gguf", 7)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +217,9 @@ def test_an_answer_that_is_gone_on_with_ends_as_if_it_had_not_been_cut(
                 continue
             rest = Answer(elsewhere, tokens, options, answered=answered)
             assert rest.generation.said == said
-            assert rest.end().reason == done.reason
+            ended = rest.end()
+            assert ended.reason == done.reason
+            assert ended.completion_tokens == done.completion_tokens == cut + ended.made_tokens
             assert said + rest.text == expected.text
             assert rest.generation.tokens == expected.generation.tokens
     finally:
@@ -277,8 +262,9 @@ def test_a_draft_model_of_another_vocabulary_is_refused(model: Path, tmp_path: P
     engine.close()
     with pytest.raises(UsageError, match="no model that guesses"):
         EngineOptions(speculate="draft")
+    wild: Any = "wildly"
     with pytest.raises(UsageError, match="no way to speculate"):
-        EngineOptions(speculate="wildly")  # type: ignore[arg-type]
+        EngineOptions(speculate=wild)
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, MAX_GUESSES))
