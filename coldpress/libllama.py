@@ -7,48 +7,71 @@ its own registry).
 """
 
 import ctypes
+import importlib.util
 import re
+import sys
 from collections.abc import Callable
 from functools import cache, partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 from coldpress.errors import ToolError
 
+_PACKAGE = "llama_cpp"
 _CPU = 0
 """``GGML_BACKEND_DEVICE_TYPE_CPU``"""
+_VERSION = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
 _VARIANT = re.compile(r"libggml-cpu-(\w+)\.so")
 
 
 @cache
 def load() -> Any:
-    """Import llama_cpp with a CPU backend registered and its log silent; the module is returned.
+    """llama_cpp's C functions, with a CPU backend registered and its log silent.
 
     Raises:
         ToolError: llama-cpp-python is not installed, or no backend of it runs on this CPU.
     """
+    lib = _bindings()
+    _silence(lib)
+    _register_backends(library_dir().parent)
+    lib.llama_backend_init()
+    return lib
+
+
+def _bindings() -> Any:
+    """llama_cpp's C functions without its package: that imports numpy, jinja2 and a chat framework first.
+
+    They take four times as long as the rest of the import, and every cold start would wait for them.
+    """
+    name = f"{_PACKAGE}.llama_cpp"
+    if _PACKAGE in sys.modules:
+        return importlib.import_module(name)
+    # An empty package stands in; whoever imports it later gets all of it.
+    sys.modules[_PACKAGE] = importlib.util.module_from_spec(_package())
     try:
-        import llama_cpp
-    except ImportError as error:
-        raise ToolError("llama-cpp-python is not installed", "pip install coldpress") from error
-    _silence(llama_cpp)
-    _register_backends(Path(llama_cpp.__file__).parent)
-    llama_cpp.llama_backend_init()
-    return llama_cpp
+        return importlib.import_module(name)
+    finally:
+        sys.modules.pop(_PACKAGE, None)
+
+
+def _package() -> ModuleSpec:
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ToolError("llama-cpp-python is not installed", "pip install coldpress")
+    return spec
 
 
 def library_dir() -> Path:
     """The folder of libllama.so and libggml-base.so."""
-    import llama_cpp
-
-    return Path(llama_cpp.__file__).parent / "lib"
+    return Path(str(_package().origin)).parent / "lib"
 
 
 def version() -> str:
     """The installed llama-cpp-python's version; it fixes the llama.cpp commit."""
-    from importlib.metadata import version as installed
-
-    return installed("llama-cpp-python")
+    # Read, because to import the package or importlib.metadata costs a cold start 40 ms and more.
+    found = _VERSION.search(Path(str(_package().origin)).read_text(encoding="utf-8"))
+    return found[1] if found else "unknown"
 
 
 def cpu_variant() -> str:
@@ -109,8 +132,8 @@ _LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_vo
 _no_log = _LogCallback(lambda _level, _text, _data: None)
 
 
-def _silence(llama_cpp: Any) -> None:
-    llama_cpp.llama_log_set(_no_log, None)
+def _silence(lib: Any) -> None:
+    lib.llama_log_set(_no_log, None)
 
 
 def kernel_switch(context: Any) -> Callable[[bool], None]:
@@ -125,15 +148,11 @@ def kernel_switch(context: Any) -> Callable[[bool], None]:
     Raises:
         ToolError: this libllama does not give its scheduler away.
     """
-    import llama_cpp
-
     try:
         # The scheduler has no C function; C++ exports it.
         get_sched = ctypes.CDLL(str(library_dir() / "libllama.so"))._ZNK13llama_context9get_schedEv
     except AttributeError as error:
-        raise ToolError(
-            f"libllama {llama_cpp.__version__} is unknown", "see runtime.txt"
-        ) from error
+        raise ToolError(f"libllama {version()} is unknown", "see runtime.txt") from error
     get_sched.restype, get_sched.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
     lib = ggml()
 

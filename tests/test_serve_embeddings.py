@@ -41,7 +41,10 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 def test_they_are_llama_cpps(
     client: openai.OpenAI, model: Path, form: Literal["float", "base64"]
 ) -> None:
-    peer = libllama.load().Llama(
+    import llama_cpp
+
+    libllama.load()
+    peer = llama_cpp.Llama(
         str(model), embedding=True, n_ctx=1024, n_batch=1024, n_ubatch=1024, flash_attn=True
     )
     made = client.embeddings.create(model="x", input=TEXTS, encoding_format=form)

@@ -64,7 +64,7 @@ def test_the_openai_client_chats(client: openai.OpenAI) -> None:
 
 
 def test_a_stream_adds_up_to_the_whole_answer(client: openai.OpenAI) -> None:
-    asked: Any = {"model": "tiny", "messages": HELLO, "temperature": 0, "max_tokens": 30}
+    asked: Any = {"model": "tiny", "messages": HELLO, "temperature": 0, "max_tokens": 900}
     whole = client.chat.completions.create(**asked)
     chunks = list(
         client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
@@ -72,7 +72,7 @@ def test_a_stream_adds_up_to_the_whole_answer(client: openai.OpenAI) -> None:
     assert chunks[0].choices[0].delta.role == "assistant"
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert "".join(pieces) == whole.choices[0].message.content
-    assert len([piece for piece in pieces if piece]) > 5
+    assert len([piece for piece in pieces if piece]) > 1
     assert chunks[-2].choices[0].finish_reason == "length"
     assert chunks[-1].usage == whole.usage
 
@@ -183,14 +183,15 @@ def test_sigterm_finishes_the_stream(model: Path) -> None:
     process = RuntimeProcess(model, "--port", "0")
     url = process.ready_url()
     asked = {"prompt": "the", "max_tokens": 3000, "stream": True, "temperature": 0}
+    asked |= {"stream_options": {"include_usage": True}}
     with httpx.stream("POST", f"{url}/v1/completions", json=asked, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
         process.process.terminate()
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
-    assert json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "length"
-    assert len(rest) > 1000
+    assert json.loads(rest[-2][6:])["usage"]["completion_tokens"] == 3000
+    assert json.loads(rest[-3][6:])["choices"][0]["finish_reason"] == "length"
     assert process.wait() == 0
 
 

@@ -1,9 +1,10 @@
 """The engine: continuous batching of many generations in one context, by one worker thread.
 
 The worker owns model and context. Each step it admits what waits, decodes one token of every running
-answer in one batch, then one chunk of one prompt in another. Rows of answers are computed each by
-itself, so an answer does not hang on who else is there; those of prompts by the kernels for many rows,
-which round in another way, so a prompt is always cut at the same places.
+answer in one batch, then one chunk of one prompt in another; while there are prompts to read, answers
+get a twentieth of the time, but a token a second. Rows of answers are computed each by itself, so an
+answer does not hang on who else is there; those of prompts by the kernels for many rows, which round in
+another way, so a prompt is always cut at the same places.
 
 While an answer runs alone, its next tokens are guessed and decoded with the last: those that the model
 would have chosen itself are kept.
@@ -13,6 +14,7 @@ the order they came. Whole chunks of prompts stay in the cache for later prompts
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -36,6 +38,10 @@ from coldpress.serve.trace import Trace
 
 _CATCH_UP_ROWS = 32
 """Of an answer that was begun elsewhere; a step must not take long, somebody may come."""
+_READING = 20
+"""So many times as long as answers' last step are prompts read before the next: who has no token yet
+waits for every step of the others."""
+_LONGEST_READING_S = 1.0
 
 
 class QueueFullError(ColdpressError):
@@ -71,6 +77,7 @@ class Engine:
         self._texts: deque[embedding.Text] = deque()
         self._embedder: embedding.Embedder | None = None
         self._alike: bool | None = None
+        self._due_s = 0.0
         self._closing = False
         self._stop = Stop()
         self._worker = threading.Thread(target=self._work, name="engine")
@@ -237,16 +244,24 @@ class Engine:
             self._release(generation)
         self._admit()
         answering = [one for one in self._running if not one.reading]
-        if len(answering) == 1:
-            self._decode_alone(answering[0])
-        elif answering:
-            self._decode(answering, 1)
+        if answering and (len(answering) == len(self._running) or time.monotonic() >= self._due_s):
+            self._answer(answering)
         if reading := [one for one in self._running if one.reading]:
             # Who has read least: a short prompt does not wait for the end of a long one.
             first = min(reading, key=lambda one: one.position)
             self._decode([first], first.next_chunk(CHUNK_TOKENS))
         if self._texts:
             self._embed(self._texts.popleft())
+
+    def _answer(self, answering: list[Generation]) -> None:
+        """One token for each; while there are prompts to read, the next is due some time later."""
+        began_s = time.monotonic()
+        if len(answering) == 1:
+            self._decode_alone(answering[0])
+        else:
+            self._decode(answering, 1)
+        ended_s = time.monotonic()
+        self._due_s = ended_s + min((ended_s - began_s) * _READING, _LONGEST_READING_S)
 
     def _embed(self, text: embedding.Text) -> None:
         try:

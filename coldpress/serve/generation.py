@@ -33,6 +33,12 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     completion_tokens: int = 0
 
+    def __add__(self, later: "Delta") -> "Delta":
+        """Both as one piece."""
+        return Delta(
+            self.text + later.text, self.logprobs + later.logprobs, later.completion_tokens
+        )
+
 
 @dataclass(frozen=True)
 class Done:

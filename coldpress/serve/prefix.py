@@ -104,7 +104,7 @@ def key(model: Model) -> dict[str, Any]:
         "model_header_sha256": model.metadata("coldpress.header_sha256"),
         "template_sha256": hashlib.sha256(template).hexdigest(),
         "context": model.context_options(),
-        "llama_cpp": model.lib.__version__,
+        "llama_cpp": libllama.version(),
         "libc": os.confstr("CS_GNU_LIBC_VERSION"),
     }
 

@@ -189,7 +189,7 @@ async def _whole(request: Request, answering: Answering) -> Response:
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        answering.queue.put_nowait(Failed("the client is gone"))
+        answering.mailbox.put(Failed("the client is gone"))
 
     watcher = asyncio.create_task(watch())
     try:

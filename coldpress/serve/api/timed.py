@@ -1,6 +1,5 @@
 """An answer's events, for so long as it may take."""
 
-import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
+from coldpress.serve.api.mailbox import Mailbox
 from coldpress.serve.api.metrics import Metrics
 from coldpress.serve.api.reply import Reply, check_ready
 from coldpress.serve.api.sampling_fields import Kind
@@ -44,10 +44,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Answering:
-    """A reply under way and its events; what is put into ``queue`` comes among them."""
+    """A reply under way and its events; what is put into ``mailbox`` comes among them."""
 
     reply: Reply
-    queue: "asyncio.Queue[Event]"
+    mailbox: Mailbox
     events: AsyncIterator[Event]
 
 
@@ -60,28 +60,22 @@ async def begin(
         ApiError: as ``Reply``.
     """
     check_ready(engine)
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[Event] = asyncio.Queue()
-
-    def emit(event: Event) -> None:
-        loop.call_soon_threadsafe(queue.put_nowait, event)
-
+    mailbox = Mailbox()
     # A long prompt takes a while to tokenize: not in the event loop.
-    reply = await run_in_threadpool(Reply, engine, kind, body, emit)
-    return Answering(reply, queue, _until(queue, reply, limits, metrics))
+    reply = await run_in_threadpool(Reply, engine, kind, body, mailbox.put)
+    return Answering(reply, mailbox, _until(mailbox, reply, limits, metrics))
 
 
 async def _until(
-    events: asyncio.Queue[Event], reply: Reply, limits: Limits, metrics: Metrics
+    mailbox: Mailbox, reply: Reply, limits: Limits, metrics: Metrics
 ) -> AsyncIterator[Event]:
     """A reply's events; when its time is up, the end of a cut answer."""
     began = time.monotonic()
     first = True
     while True:
         left = min(began + limits.answer_s - time.monotonic(), limits.closing.left_s)
-        try:
-            event = await asyncio.wait_for(events.get(), max(0.0, min(left, _LOOK_S)))
-        except TimeoutError:
+        event = await mailbox.take(max(0.0, min(left, _LOOK_S)))
+        if event is None:
             if left > _LOOK_S:
                 continue
             event = reply.cut()
