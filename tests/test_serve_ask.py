@@ -12,7 +12,7 @@ from coldpress.serve.ask import AskOptions, ask, plan
 from tests import loading, tiny_gguf
 from tests.range_server import serving
 
-OPTIONS = AskOptions("the sea", max_tokens=20, threads=1)
+OPTIONS = AskOptions("the sea", max_tokens=400, threads=1)
 
 
 def test_an_answer_is_an_artifact(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_an_answer_is_an_artifact(tmp_path: Path) -> None:
     out = tmp_path / "answer"
     answer = ask(model, out, OPTIONS)
     assert answer.text
-    assert (answer.finish_reason, answer.completion_tokens) == ("length", 20)
+    assert (answer.finish_reason, answer.completion_tokens) == ("length", 400)
     trace = answer.trace_s
     assert 0 < trace["first_token_s"] <= answer.cold_start_to_first_token_s + 0.02 < 30
     assert answer.tok_per_s > 0
@@ -57,7 +57,7 @@ def test_a_timeline_is_drawn() -> None:
 
 def test_a_model_without_a_template_continues_the_prompt(tmp_path: Path) -> None:
     model = tiny_gguf.write(tmp_path / "model.gguf", template=None)
-    assert ask(model, tmp_path / "answer", OPTIONS).completion_tokens == 20
+    assert ask(model, tmp_path / "answer", OPTIONS).completion_tokens == 400
 
 
 def test_failures_leave_nothing_behind(tmp_path: Path) -> None:

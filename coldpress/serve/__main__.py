@@ -1,9 +1,11 @@
 """``python -m coldpress.serve CHECKPOINT``: over HTTP, or on AWS Lambda when Lambda started us."""
 
 import argparse
+import ctypes
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +19,13 @@ from coldpress.serve.speculation import SPECULATE
 from coldpress.serve.trace import Trace
 
 _KEYS = "COLDPRESS_API_KEYS"
+_M_ARENA_MAX = -8
+"""Of <malloc.h>."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop; returns the exit code, after two lines on stderr if it is not 0."""
+    _share_one_heap()
     try:
         argv = sys.argv[1:] if argv is None else argv
         arguments = _parser().parse_args(argv)
@@ -49,6 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _share_one_heap() -> None:
+    """Let all threads allocate from one heap.
+
+    glibc gives each thread its own, and what one frees the others cannot use: with the front's threads
+    memory grew by 0.7 % a minute. None waits for another long: the engine allocates little.
+    """
+    with suppress(AttributeError):  # musl has but one
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _parser() -> argparse.ArgumentParser:
