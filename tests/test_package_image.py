@@ -21,6 +21,7 @@ from coldpress.errors import InputError, IntegrityError, TooLargeError, ToolErro
 from coldpress.package import Packaged, PackageOptions, app, package, plan, stage
 from coldpress.package.base import architecture
 from coldpress.package.layer import File
+from coldpress.package.lint import lint
 from tests import containers
 from tests.containers import Store, free_port, get
 
@@ -179,6 +180,13 @@ def test_layers_hold_what_lambda_accepts_and_nothing_dangles(cloudrun: Packaged)
         if member.issym() and ".so" in name:
             target = os.path.normpath(Path("/", name).parent / member.linkname)
             assert re.sub(r"^/(lib\w*)/", r"usr/\1/", target).lstrip("/") in paths, name
+
+
+def test_linter_has_nothing_to_say(cloudrun: Packaged, on_lambda: Packaged, layout: Path) -> None:
+    for path in (cloudrun.archive, on_lambda.archive, layout):
+        linted = lint(path)  # for both platforms
+        assert linted.findings == ()
+        assert linted.unpacked_bytes == cloudrun.unpacked_bytes == on_lambda.unpacked_bytes
 
 
 def test_skopeo_reads_the_archive(cloudrun: Packaged, on_lambda: Packaged) -> None:
