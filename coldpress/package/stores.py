@@ -21,8 +21,8 @@ class Store(Protocol):
     def size_bytes(self, name: str) -> int | None:
         """A file's size, or None where there is no such file."""
 
-    def open(self, name: str) -> IO[bytes]:
-        """A file's content, to be read once from its beginning; the caller closes it."""
+    def open(self, name: str, start: int = 0) -> IO[bytes]:
+        """A file's content from a byte on, to be read once; the caller closes it."""
 
 
 def open_store(path: Path) -> Store:
@@ -61,9 +61,11 @@ class Folder:
         path = self._path / name
         return path.stat().st_size if path.is_file() else None
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str, start: int = 0) -> IO[bytes]:
         """As ``Store``."""
-        return (self._path / name).open("rb")
+        stream = (self._path / name).open("rb")
+        stream.seek(start)
+        return stream
 
 
 class Archive:
@@ -85,9 +87,10 @@ class Archive:
         place = self._places.get(name)
         return None if place is None else place[1]
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str, start: int = 0) -> IO[bytes]:
         """As ``Store``."""
-        return _Part(self._path, *self._places[name])  # type: ignore[return-value]
+        offset, size = self._places[name]
+        return _Part(self._path, offset + start, size - start)  # type: ignore[return-value]
 
 
 class _Seeking:
