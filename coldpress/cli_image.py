@@ -1,4 +1,4 @@
-"""The commands that take images: lint, push."""
+"""The commands that take images: lint, push, pull."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from coldpress.cli_output import Json, print_result
+from coldpress.cli_output import Json, Out, print_result
 
 app = typer.Typer()
 
@@ -44,7 +44,9 @@ def lint(
 
 @app.command()
 def push(
-    image: Annotated[Path, typer.Argument(help="image.tar, or an OCI layout")],
+    path: Annotated[
+        Path, typer.Argument(help="image.tar, an OCI layout, or a checkpoint (as a ModelPack)")
+    ],
     reference: Annotated[str, typer.Argument(help="HOST/REPOSITORY:TAG")],
     mount: Annotated[
         list[str] | None, typer.Option(help="repository there that has layers; repeatable")
@@ -52,8 +54,22 @@ def push(
     insecure: Insecure = False,
     json_: Json = False,
 ) -> None:
-    """Send an image to a registry; what is there is skipped, what breaks off goes on."""
+    """Send an image or a checkpoint to a registry; what is there is skipped."""
     from coldpress.package import registry
 
-    pushed = registry.push(image, reference, mount=tuple(mount or ()), insecure=insecure)
+    pushed = registry.push(path, reference, mount=tuple(mount or ()), insecure=insecure)
     print_result(pushed, json_, pushed.reference)
+
+
+@app.command()
+def pull(
+    reference: Annotated[str, typer.Argument(help="HOST/REPOSITORY:TAG or @DIGEST")],
+    out: Out,
+    insecure: Insecure = False,
+    json_: Json = False,
+) -> None:
+    """Fetch an image as an OCI layout, or a ModelPack as its files; every byte is proven."""
+    from coldpress.package import registry
+
+    path = registry.pull(reference, out, insecure=insecure)
+    print_result({"path": str(path), "reference": reference}, json_, str(path))

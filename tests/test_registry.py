@@ -30,6 +30,7 @@ from coldpress.package.registry.upload import Pushed, upload
 from coldpress.package.stores import open_store
 from tests import bad_images, registries
 from tests.bad_images import Entry, Image, Layer, folder
+from tests.range_server import serving
 from tests.registries import PASSWORD, USER, Fault, Proxy, proxy
 
 HASTY = Patience(attempts=4, backoff_s=0.001, longest_pause_s=0.001, stall_s=20)
@@ -254,8 +255,8 @@ def test_lies_are_noticed_on_pull(
     send(image(seed=14).archive(tmp_path / "image.tar"), server, name)
     with proxy(server, fault) as between, pytest.raises(IntegrityError, match=said):
         fetch(between.host, f"{name}:1", tmp_path / "out")
-    assert not (tmp_path / "out" / "index.json").exists()
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out.partial/blobs/sha256/*.partial"))
 
 
 def test_password(guarded: str, name: str, docker: Path, tmp_path: Path) -> None:
@@ -336,6 +337,31 @@ def test_plain_http_is_for_loopback_or_for_those_who_ask() -> None:
     assert asked.url("x").startswith("http://")
 
 
+def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, certificate = tmp_path / "pair.pem", tmp_path / "certificate.pem"
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test"]
+    argv += [
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        str(pair),
+        "-out",
+        str(certificate),
+    ]
+    subprocess.run(argv, check=True, capture_output=True)
+    pair.write_bytes(pair.read_bytes() + certificate.read_bytes())
+    with serving(tmp_path, certificate=pair) as (address, state):
+        host = address.removeprefix("https://")
+        named = reference.Reference(host, "a/b")
+        monkeypatch.setattr(reference.Reference, "is_loopback", False)
+        with Session(named, patience=HASTY) as session:
+            with pytest.raises(RemoteError, match="no certificate that is trusted"):
+                session.once("GET", session.url("x"))
+            assert state.requests == []
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            assert session.once("GET", session.url("x")).status == 404
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -394,6 +420,12 @@ def test_command_line(server: str, name: str, tmp_path: Path) -> None:
     )
     assert done.stdout.startswith(f"{server}/{name}@sha256:"), done.stderr
     reference = done.stdout.strip()
+    done = subprocess.run(
+        [*command, "pull", reference, "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+    )
+    assert lint(Path(done.stdout.strip())).findings == (), done.stderr
     done = subprocess.run([*command, "lint", reference], capture_output=True, text=True)
     assert (done.returncode, "holds" in done.stderr) == (0, True)
     done = subprocess.run(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from coldpress import progress
-from coldpress.errors import IntegrityError, RemoteError
+from coldpress.errors import InputError, IntegrityError, RemoteError
 from coldpress.package.oci import INDEX_TYPE, MANIFEST_TYPE
 from coldpress.package.registry.session import Answer, Session, TransientError, check_digest
 from coldpress.package.stores import blob_name
@@ -55,20 +55,28 @@ class RemoteImage:
         digest = f"sha256:{name.rpartition('/')[2]}"
         return _Layer(self._session, digest, start, self.blobs[name])  # type: ignore[return-value]
 
-    def write(self, folder: Path) -> None:
-        """Write the layout; a blob appears by rename, when it is proven, and ``index.json`` last.
+    def write(self, out: Path) -> Path:
+        """Write the layout, whole by rename; return its folder.
+
+        An attempt that failed leaves ``OUT.partial``, from which the next one goes on.
 
         Raises:
+            InputError: ``out`` exists.
             IntegrityError: a blob is not what its digest says.
             RemoteError: the registry fails too often.
         """
+        if out.exists():
+            raise InputError(f"{out} exists", "choose another folder")
+        folder = out.with_name(f"{out.name}.partial")
         (folder / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
         (folder / "oci-layout").write_bytes(b'{"imageLayoutVersion":"1.0.0"}')
         with progress.task(f"pulling {self.name}", sum(self.blobs.values())) as tick:
             for name in self.blobs:
                 self._keep(folder, name, tick)
-        for name, data in sorted(self._documents.items()):  # blobs/… before index.json
+        for name, data in self._documents.items():
             (folder / name).write_bytes(data)
+        folder.rename(out)
+        return out
 
     def _keep(self, folder: Path, name: str, tick: Tick) -> None:
         target = folder / name

@@ -154,6 +154,12 @@ class Session:
                 response.read()
                 if not self._authenticate():
                     break
+        except ssl.SSLCertVerificationError as error:
+            self.drop()
+            raise RemoteError(
+                f"{self.reference.host} has no certificate that is trusted here: {error.reason}",
+                "check the name, or set SSL_CERT_FILE to your authority's",
+            ) from error
         except (OSError, HTTPException) as error:
             self.drop()
             raise TransientError(_words(error)) from error
