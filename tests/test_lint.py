@@ -22,6 +22,7 @@ from coldpress.package.lint.streams import Blob, Unpacked
 from tests import bad_images
 from tests.bad_images import BAD, ELF_386, ELF_AMD64, Entry, Image, Layer, folder, link
 
+DOCUMENTATION = Path(__file__).parents[1] / "docs" / "images.md"
 MADE = [(rule, number) for rule, images in BAD.items() for number in range(len(images))]
 
 
@@ -290,3 +291,26 @@ def test_image_of_umoci_is_accepted(tmp_path: Path) -> None:
     umoci("repack", *image, bundle)
     # It writes a step of history for the command that set the entrypoint, as an empty layer.
     assert lint(tmp_path / "image").findings == ()
+
+
+def test_documentation_lists_the_rules() -> None:
+    """`python -m tests.test_lint` writes the table."""
+    assert _table() in DOCUMENTATION.read_text()
+
+
+def _table() -> str:
+    marks = {"error": "✓", "warning": "~", None: ""}
+    rows = [
+        f"| [`{rule.id}`]({rule.source}) | {marks[rule.severities.get('lambda')]} |"
+        f" {marks[rule.severities.get('cloudrun')]} | {rule.sentence} |"
+        for rule in sorted(RULES, key=lambda rule: rule.id)
+    ]
+    return "\n".join(["| rule | Lambda | Cloud Run | |", "| --- | :-: | :-: | --- |", *rows, ""])
+
+
+if __name__ == "__main__":
+    text = DOCUMENTATION.read_text()
+    before, rest = text.split("<!-- rules:begin -->\n")
+    after = rest.split("<!-- rules:end -->")[1]
+    begin, end = "<!-- rules:begin -->\n", "<!-- rules:end -->"
+    DOCUMENTATION.write_text(f"{before}{begin}{_table()}{end}{after}")

@@ -53,6 +53,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder for docker's config.json, for patient people's sessions too."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
     (tmp_path / "docker").mkdir()
     return tmp_path / "docker"
 
@@ -190,6 +191,21 @@ def test_upload_goes_on_where_it_broke_off(server: str, name: str, tmp_path: Pat
         assert between.count("GET", "uploads") == 1
 
 
+def test_push_that_failed_goes_on_at_the_next_attempt(
+    server: str, name: str, tmp_path: Path
+) -> None:
+    layers = [
+        Layer([folder("app"), Entry("app/x", random.Random(s).randbytes(3 * CHUNK))])
+        for s in (31, 32)
+    ]
+    made = Image(layers=layers).archive(tmp_path / "image.tar")
+    with proxy(server, Fault("500", "PATCH", after=5, times=99)) as between, pytest.raises(RemoteError):
+        send(made, between.host, name)
+    again = send(made, server, name)
+    assert (again.n_present, again.n_blobs) == (1, 3)
+    assert again.sent_bytes < 4 * CHUNK
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "said"),
     [
@@ -270,6 +286,15 @@ def test_password(guarded: str, name: str, docker: Path, tmp_path: Path) -> None
     log_in(docker, guarded, auth=base64.b64encode(b"someone:else").decode())
     with pytest.raises(RemoteError, match="is not allowed"):
         send(made, guarded, name)
+
+
+def test_login_of_skopeo(guarded: str, name: str, tmp_path: Path) -> None:
+    if not shutil.which("skopeo"):
+        pytest.skip("needs skopeo")
+    argv = ["skopeo", "login", "--tls-verify=false", "--authfile", str(tmp_path / "auth.json")]
+    argv += ["--username", USER, "--password-stdin", guarded]
+    subprocess.run(argv, input=PASSWORD.encode(), check=True, capture_output=True)
+    send(image(seed=21).archive(tmp_path / "image.tar"), guarded, name)
 
 
 @pytest.mark.parametrize("helpers", [{"credHelpers": None}, {"credsStore": "test"}])

@@ -29,8 +29,8 @@ def escaping_entry(subject: Subject, _target: Target) -> Iterator[str]:
 @rule(
     "device-node",
     WARNING,
-    "a layer holds device nodes, which an unprivileged unpacker cannot make",
-    "https://github.com/opencontainers/umoci/blob/main/doc/man/umoci-unpack.1.md",
+    "a layer holds device nodes; the platforms mount their own, and unpacking them needs root",
+    "https://github.com/opencontainers/runtime-spec/blob/main/config-linux.md#default-devices",
 )
 def device_node(subject: Subject, _target: Target) -> Iterator[str]:
     """The platforms mount their own /dev."""

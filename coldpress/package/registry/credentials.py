@@ -1,10 +1,11 @@
-"""Who we are to a registry, as `docker login` or a credential helper knows it."""
+"""Who we are to a registry, as `docker login`, `skopeo login` or a credential helper knows it."""
 
 import base64
 import binascii
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,30 @@ class Credentials:
 
 
 def find(host: str) -> Credentials | None:
-    """Look a registry up in docker's ``config.json``; None where it is not there.
+    """Look a registry up in docker's ``config.json``, then where podman and skopeo log in.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: a file cannot be read.
         ToolError: the helper that it names is missing or fails.
     """
-    folder = os.environ.get("DOCKER_CONFIG")
-    path = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
-    if not path.is_file():
-        return None
-    config = _read(path)
+    for path in _files():
+        if path.is_file() and (found := _search(path, _read(path), host)):
+            return found
+    return None
+
+
+def _files() -> Iterator[Path]:
+    docker, podman = os.environ.get("DOCKER_CONFIG"), os.environ.get("REGISTRY_AUTH_FILE")
+    yield (Path(docker) if docker else Path.home() / ".docker") / "config.json"
+    if podman:
+        yield Path(podman)
+    elif running := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(running) / "containers" / "auth.json"
+    else:  # where root's are
+        yield Path(f"/run/containers/{os.getuid()}/auth.json")
+
+
+def _search(path: Path, config: dict[str, Any], host: str) -> Credentials | None:
     keys = [host, f"https://{host}", f"https://{host}/v1/", f"https://{host}/v2/"]
     keys += [_HUB] if host == "docker.io" else []
     helpers = _mapping(config, "credHelpers")
