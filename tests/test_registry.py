@@ -199,7 +199,10 @@ def test_push_that_failed_goes_on_at_the_next_attempt(
         for s in (31, 32)
     ]
     made = Image(layers=layers).archive(tmp_path / "image.tar")
-    with proxy(server, Fault("500", "PATCH", after=5, times=99)) as between, pytest.raises(RemoteError):
+    with (
+        proxy(server, Fault("500", "PATCH", after=5, times=99)) as between,
+        pytest.raises(RemoteError),
+    ):
         send(made, between.host, name)
     again = send(made, server, name)
     assert (again.n_present, again.n_blobs) == (1, 3)
@@ -360,6 +363,14 @@ def test_plain_http_is_for_loopback_or_for_those_who_ask() -> None:
         away.open("GET", "http://registry.example:5000/v2/")
     asked = Session(reference.parse("registry.example:5000/a/b"), insecure=True)
     assert asked.url("x").startswith("http://")
+
+
+def test_unknown_host_is_said_at_once() -> None:
+    named = reference.parse("no-such-host.invalid/a")
+    # Where there is no name server either, it is tried again first.
+    said = pytest.raises(RemoteError, match=r"is not found|failed 4 times")
+    with Session(named, patience=HASTY) as session, said:
+        session.ask("GET", session.url("x"), expected=(200,))
 
 
 def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from coldpress.package.lint.rule import (
 )
 
 _ENVIRONMENT = "https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html"
+_INVOCATION = "https://docs.aws.amazon.com/lambda/latest/dg/troubleshooting-invocation.html"
 _ARCHITECTURES: dict[Target, tuple[str, ...]] = {
     "lambda": ("amd64", "arm64"),
     "cloudrun": ("amd64",),
@@ -68,7 +69,7 @@ def no_entrypoint(subject: Subject, _target: Target) -> Iterator[str]:
     "entrypoint-missing",
     ERROR,
     "what the image starts is not in it (Runtime.InvalidEntrypoint)",
-    "https://docs.aws.amazon.com/lambda/latest/dg/troubleshooting-images.html",
+    _INVOCATION,
 )
 def entrypoint_missing(subject: Subject, _target: Target) -> Iterator[str]:
     """The program, or the interpreter that its first line names."""
@@ -85,7 +86,7 @@ def entrypoint_missing(subject: Subject, _target: Target) -> Iterator[str]:
     "entrypoint-not-executable",
     ERROR,
     "the user that the platform runs may not execute what the image starts",
-    "https://docs.aws.amazon.com/lambda/latest/dg/troubleshooting-images.html",
+    _INVOCATION,
 )
 def entrypoint_not_executable(subject: Subject, target: Target) -> Iterator[str]:
     """Lambda's user owns nothing, so the file needs o+x."""
@@ -112,7 +113,7 @@ def entrypoint_architecture(subject: Subject, _target: Target) -> Iterator[str]:
     "working-directory",
     LAMBDA_ERROR,
     "Lambda wants an absolute working directory (Runtime.InvalidWorkingDir)",
-    "https://docs.aws.amazon.com/lambda/latest/dg/troubleshooting-images.html",
+    "https://github.com/openbridge/ob_bulkstash/issues/20",
 )
 def working_directory(subject: Subject, _target: Target) -> Iterator[str]:
     """Where one is set."""

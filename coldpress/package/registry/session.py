@@ -6,6 +6,7 @@ Source: OCI distribution specification 1.1; docker's token authentication specif
 import json
 import random
 import re
+import socket
 import ssl
 import time
 from collections.abc import Mapping
@@ -162,6 +163,10 @@ class Session:
             ) from error
         except (OSError, HTTPException) as error:
             self.drop()
+            if isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME:
+                raise RemoteError(
+                    f"{self.reference.host} is not found", "check the name, or the network"
+                ) from error
             raise TransientError(_words(error)) from error
         if response.status in TRANSIENT:
             self.drop()
