@@ -92,6 +92,18 @@ def test_user_decides_what_cloud_run_may_read(tmp_path: Path) -> None:
     assert rules(lint(path, LintOptions("lambda"))) == {"unreadable-file"}
 
 
+def test_what_packages_ship_for_their_tests_is_no_secret(tmp_path: Path) -> None:
+    site = "usr/lib/python3.11/site-packages"
+    names = [f"{site}/tornado/test/test.key", f"{site}/transformers/testing_utils.py"]
+    names += [f"{site}/joblib/test/data/old.pkl"]
+    data = bad_images.PEM + bad_images.HF_TOKEN.encode()
+    parents = {str(parent) for name in names for parent in Path(name).parents} - {"."}
+    image = Image().add(*map(folder, sorted(parents)), *(Entry(name, data) for name in names))
+    assert lint(image.write(tmp_path / "image")).findings == ()
+    ours = Image().add(folder("app/tests"), Entry("app/tests/test_login.py", data))
+    assert rules(lint(ours.write(tmp_path / "ours"))) == {"secret-in-layer"}
+
+
 def test_target_decides_what_counts(tmp_path: Path) -> None:
     index = Image(wrapped=True).write(tmp_path / "index")
     assert lint(index, LintOptions("cloudrun")).findings == ()

@@ -29,17 +29,22 @@ _TOKENS = {
     "an AWS access key": (b"AKIA", re.compile(rb"\bAKIA(?!\w{9}EXAMPLE)[A-Z0-9]{16}\b")),
     "a GitHub token": (b"ghp_", re.compile(rb"\bghp_[A-Za-z0-9]{36}\b")),
 }
-# Packages ship keys for their own tests.
-_TESTS = re.compile(r"(^|/)(tests?|testing|test_data|testdata)/")
+# Installed packages ship keys, public tokens (transformers) and pickles (joblib) for their own tests.
+_SHIPPED_TEST = re.compile(
+    r"(site-packages|dist-packages|node_modules|lib/python3[^/]*)/(.*/)?"
+    r"((tests?|testing|test_?data)/|(test|testing)_[^/]*$)"
+)
 _PICKLE_NAME = re.compile(r"\.(pkl|pickle|pt|pth|ckpt|joblib)$|(^|/)pytorch_model[^/]*\.bin$")
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 
 
 def secret(path: str, head: bytes) -> str | None:
     """What secret a file holds."""
+    if _SHIPPED_TEST.search(path):
+        return None
     for found in tokens(head):
         return found
-    if _PEM_NAME.search(path) and _PEM.search(head) and not _TESTS.search(path):
+    if _PEM_NAME.search(path) and _PEM.search(head):
         return "a private key"
     for name, inside in _SECRET_FILES.items():
         if name.search(path) and inside.search(head):
@@ -54,7 +59,7 @@ def tokens(data: bytes) -> list[str]:
 
 def is_pickle(path: str, head: bytes) -> bool:
     """Whether a file is a model that is loaded by running what it says; torch zips its pickles."""
-    if not _PICKLE_NAME.search(path):
+    if not _PICKLE_NAME.search(path) or _SHIPPED_TEST.search(path):
         return False
     return bool(_PICKLE.match(head)) or (head[:2] == b"PK" and b"data.pkl" in head)
 
