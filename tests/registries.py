@@ -101,6 +101,7 @@ class Proxy:
     tokens: int = 0
     token_requests: list[dict[str, str]] = field(default_factory=list)
     issued: dict[str, int] = field(default_factory=dict)
+    refused: int = 0
     ranges: bool = True
     host: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -223,6 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         return left > 0
 
     def _challenge(self) -> None:
+        self.state.refused += 1
         repository = self.path.split("/v2/")[1].split("/blobs/")[0].split("/manifests/")[0]
         scope = f"repository:{repository}:pull,push"
         realm = f"http://{self.state.host}/token"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from coldpress.package import lint as stage
 from coldpress.package import tarstream
 from coldpress.package.lint import RULES, Linted, LintOptions, lint
 from coldpress.package.lint.streams import Blob, Unpacked
+from coldpress.package.stores import Folder
 from tests import bad_images
 from tests.bad_images import BAD, ELF_386, ELF_AMD64, Entry, Image, Layer, folder, link
 
@@ -125,20 +127,48 @@ def test_unpacked_size_is_counted_to_the_byte(tmp_path: Path) -> None:
     assert rules(lint(path, LintOptions(limit_bytes=size - 1))) == {"unpacked-size"}
 
 
+class Hole(Folder):
+    """A layout in which one blob is ``head`` and then zeros that nobody stores."""
+
+    def __init__(self, path: Path, blob: str, head: bytes, size: int) -> None:
+        super().__init__(path)
+        self._blob, self._head, self._size = blob, head, size
+
+    def size_bytes(self, name: str) -> int | None:
+        return self._size if name == self._blob else super().size_bytes(name)
+
+    def open(self, name: str, start: int = 0) -> Any:
+        return Zeros(self._head, self._size) if name == self._blob else super().open(name, start)
+
+
+class Zeros(io.BytesIO):
+    """``head``, then zeros up to ``size``."""
+
+    def __init__(self, head: bytes, size: int) -> None:
+        super().__init__(head)
+        self._left = size - len(head)
+        self._piece = bytes(1 << 20)
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if data or size is None:
+            return data
+        zeros = self._piece[: min(size, self._left)]
+        self._left -= len(zeros)
+        return zeros
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("extra", "broken"), [(0, set()), (1, {"unpacked-size"})])
 def test_ten_gigabytes_and_one_byte(extra: int, broken: set[str], tmp_path: Path) -> None:
-    """An uncompressed layer that is nearly all hole: 10 GB to read, some KB on disk."""
-    small = bad_images.tar(bad_images.base())[:1536]
+    """An uncompressed layer of 10 GB of zeros, read to its end."""
     info = tarfile.TarInfo("app/weights")
     info.size = 10_000_000_000 + extra - len(ELF_AMD64)
+    head = bad_images.tar(bad_images.base())[:1536] + info.tobuf(tarfile.GNU_FORMAT)
     content = Layer(raw=b"", media_type=bad_images.PLAIN, digest=f"sha256:{'c' * 64}")
     path = Image(layers=[content]).write(tmp_path / "image")
-    blob = path / "blobs" / "sha256" / ("c" * 64)
-    with blob.open("wb") as stream:
-        stream.write(small + info.tobuf(tarfile.GNU_FORMAT))
-        stream.truncate(len(small) + 512 + -(-info.size // 512) * 512 + 1024)
-    linted = lint(path, LintOptions("lambda"))
+    size = len(head) + -(-info.size // 512) * 512 + 1024
+    linted = lint(Hole(path, f"blobs/sha256/{'c' * 64}", head, size), LintOptions("lambda"))
     assert linted.unpacked_bytes == 10_000_000_000 + extra
     assert rules(linted) - {"digest-mismatch", "diff-id-mismatch"} == broken
 

@@ -66,8 +66,8 @@ class Unpacked:
 
     @property
     def diff_id(self) -> str:
-        """Of what was read so far."""
-        return f"sha256:{self._sha256.hexdigest()}"
+        """Of what was read so far; without gzip it is the blob's own."""
+        return f"sha256:{self._sha256.hexdigest()}" if self._gzip else self._blob.digest
 
     def read(self, size: int) -> bytes:
         """The next bytes; fewer than asked for only at the end.
@@ -102,8 +102,11 @@ class Unpacked:
             pass
 
     def _piece(self) -> bytes:
-        data = self._inflated() if self._gzip else self._blob.read()
-        self._sha256.update(data)
+        if self._gzip:
+            data = self._inflated()
+            self._sha256.update(data)
+        else:
+            data = self._blob.read()
         self.size_bytes += len(data)
         stored = self._blob.size_bytes
         if self.size_bytes > _HARMLESS_BYTES and self.size_bytes > _MAX_RATIO * stored:

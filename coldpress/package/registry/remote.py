@@ -10,7 +10,8 @@ from typing import IO, Any
 from coldpress import progress
 from coldpress.errors import InputError, IntegrityError, RemoteError
 from coldpress.package.oci import INDEX_TYPE, MANIFEST_TYPE
-from coldpress.package.registry.session import Answer, Session, TransientError, check_digest
+from coldpress.package.registry.answers import Answer, TransientError, check_digest, refusal
+from coldpress.package.registry.session import Session
 from coldpress.package.stores import blob_name
 from coldpress.progress import Tick
 
@@ -109,7 +110,7 @@ class RemoteImage:
                 f"{session.reference.host} answers {digest} to {wanted}",
                 "do not trust this registry",
             )
-        check_digest(session, answer, digest)
+        check_digest(session.reference, answer, digest)
         try:
             manifest = json.loads(answer.data)
             media_type = manifest.get("mediaType") or (
@@ -200,7 +201,7 @@ class _Layer:
             self._skip(response)
             return response
         data = response.read(_MAX_MANIFEST_BYTES)
-        raise self._session.refusal(Answer(response.status, {}, data))
+        raise refusal(self._session.reference, Answer(response.status, {}, data))
 
     def _skip(self, response: Any) -> None:
         """Go past what is here already, of a registry that knows no ranges."""

@@ -13,7 +13,8 @@ from urllib.parse import quote, urlencode, urljoin
 
 from coldpress import progress
 from coldpress.errors import InputError, IntegrityError, RemoteError, UsageError
-from coldpress.package.registry.session import Answer, Session, TransientError, check_digest
+from coldpress.package.registry.answers import Answer, TransientError, check_digest, refusal
+from coldpress.package.registry.session import Session
 from coldpress.package.stores import Store, blob_name
 from coldpress.progress import Tick
 
@@ -72,7 +73,7 @@ def upload(
         body=data,
         expected=(201,),
     )
-    check_digest(session, answer, digest)
+    check_digest(reference, answer, digest)
     return Pushed(
         reference=f"{reference.host}/{reference.repository}@{digest}",
         digest=digest,
@@ -186,7 +187,7 @@ class _Upload:
         if answer.status in (404, 416):
             raise TransientError(f"it lost the upload ({answer.status})")
         if answer.status != 202:
-            raise self._session.refusal(answer)
+            raise refusal(self._session.reference, answer)
         self._tick(len(data))
         return self._location(answer, location), offset + len(data)
 
@@ -204,9 +205,9 @@ class _Upload:
                 f"check {self._store.name}, then push again",
             )
         if answer.status != 201:
-            raise self._session.refusal(answer)
+            raise refusal(self._session.reference, answer)
         self._tick(len(data))
-        check_digest(self._session, answer, self._blob.digest)
+        check_digest(self._session.reference, answer, self._blob.digest)
 
     def _resume(self, location: str) -> tuple[str, int]:
         """Where the upload stands: by the registry, or anew where it has lost it.
