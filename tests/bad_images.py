@@ -334,7 +334,10 @@ BAD: dict[str, list[Callable[[], Image]]] = {
         ),
     ],
     "entrypoint-not-executable": [
-        lambda: Image(layers=[Layer([folder("app"), Entry("app/run", ELF_AMD64)])])
+        lambda: Image(layers=[Layer([folder("app"), Entry("app/run", ELF_AMD64)])]),
+        lambda: Image(run={"Entrypoint": ["/root/run"]}).add(
+            folder("root", 0o700), Entry("root/run", ELF_AMD64, 0o755)
+        ),
     ],
     "entrypoint-architecture": [],  # breaks mixed-architecture too: see test_lint.py
     "working-directory": [lambda: Image(run={"WorkingDir": "app"})],

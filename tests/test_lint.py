@@ -92,6 +92,13 @@ def test_user_decides_what_cloud_run_may_read(tmp_path: Path) -> None:
     path = image.write(tmp_path / "image")
     assert rules(lint(path, LintOptions("cloudrun"))) == {"root-user"}
     assert rules(lint(path, LintOptions("lambda"))) == {"unreadable-file"}
+    # Of a user by name the number is not known; who owns the file may read it.
+    named = Image(run={"User": "app"}).add(Entry("app/model.gguf", b"GGUF", 0o600))
+    assert lint(named.write(tmp_path / "named"), LintOptions("cloudrun")).findings == ()
+    other = Image(run={"User": "7:8"}).add(Entry("app/model.gguf", b"GGUF", 0o600))
+    assert rules(lint(other.write(tmp_path / "other"), LintOptions("cloudrun"))) == {
+        "unreadable-file"
+    }
 
 
 def test_what_packages_ship_for_their_tests_is_no_secret(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from coldpress.package.lint.rootfs import Node
 from coldpress.package.lint.rule import ERROR, LAMBDA_IMAGES, WARNING, Subject, rule
 from coldpress.package.lint.scan import MAX_EXAMPLES, Noted
 
-# Where programs and their data lie; a distribution's own folders have secrets of root's by right.
-_PROGRAM_FOLDERS = ("app", "code", "home", "opt", "srv", "usr/local", "var/task", "workspace")
+# Where programs and their data lie; a distribution's own folders, and homes, are closed by right.
+_PROGRAM_FOLDERS = ("app", "code", "opt", "srv", "usr/local", "var/task", "workspace")
 # ELF's numbers: (bits, machine).
 _ELF = {"amd64": (64, 62), "arm64": (64, 183)}
 _EXECUTABLE_KINDS = (2, 3)

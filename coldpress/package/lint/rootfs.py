@@ -83,6 +83,11 @@ class Rootfs:
 
     def find(self, path: str) -> Node | None:
         """What a path leads to, through links, which cannot leave the root."""
+        trail = self.trail(path)
+        return trail[-1] if trail else None
+
+    def trail(self, path: str) -> list[Node]:
+        """The folders on the way to a path, and what is there; nothing where nothing is."""
         links = 0
         todo = [part for part in reversed(path.split("/")) if part]
         trail = [self.root]
@@ -95,16 +100,16 @@ class Rootfs:
                 continue
             child = trail[-1].children.get(part)
             if child is None:
-                return None
+                return []
             if child.kind == "link":
                 links += 1
                 if links > _MAX_LINKS:
-                    return None
+                    return []
                 trail = [self.root] if child.target.startswith("/") else trail
                 todo += [it for it in reversed(child.target.split("/")) if it]
                 continue
             trail.append(child)
-        return trail[-1]
+        return trail
 
     def files(self) -> Iterator[tuple[str, Node]]:
         """Every node but the root by its path, parents first."""

@@ -45,11 +45,15 @@ class Subject:
 
         Lambda runs as a user that owns nothing; Cloud Run as the image says.
         """
+        if target == "lambda":
+            return bool(node.mode & bit)
         user, _, group = str(self.image.run.get("User") or "0").partition(":")
-        if target == "lambda" or not user.isdigit():
-            return (target != "lambda" and user == "root") or bool(node.mode & bit)
-        if user == "0":
+        if user in ("0", "root"):
             return bit == 4 or node.kind == "folder" or bool(node.mode & 0o111)
+        if (
+            not user.isdigit()
+        ):  # its number is in /etc/passwd, which is not read: anyone's bit will do
+            return bool(node.mode & bit * 0o111)
         if int(user) == node.uid:
             return bool(node.mode & bit << 6)
         if group.isdigit() and int(group) == node.gid:

@@ -78,7 +78,7 @@ def entrypoint_missing(subject: Subject, _target: Target) -> Iterator[str]:
     program = _program(subject)
     if program is None:
         yield _command(subject)
-    elif program.interpreter and _find(subject, program.interpreter) is None:
+    elif program.interpreter and not _find(subject, program.interpreter):
         yield f"{program.interpreter}, which interprets {_command(subject)}"
 
 
@@ -89,10 +89,11 @@ def entrypoint_missing(subject: Subject, _target: Target) -> Iterator[str]:
     _INVOCATION,
 )
 def entrypoint_not_executable(subject: Subject, target: Target) -> Iterator[str]:
-    """Lambda's user owns nothing, so the file needs o+x."""
-    program = _program(subject)
-    if program and not subject.allows(program, 1, target):
-        yield f"{_command(subject)} has mode {program.mode:o}"
+    """Lambda's user owns nothing: the file needs o+x, and every folder above it."""
+    for node in _find(subject, _command(subject)):
+        if not subject.allows(node, 1, target):
+            kind = "a folder on the way to it" if node.kind == "folder" else "it"
+            yield f"{_command(subject)}: {kind} has mode {node.mode:o}"
 
 
 @rule(
@@ -209,18 +210,19 @@ def _command(subject: Subject) -> str:
 
 
 def _program(subject: Subject) -> Node | None:
-    return _find(subject, _command(subject))
+    trail = _find(subject, _command(subject))
+    return trail[-1] if trail else None
 
 
-def _find(subject: Subject, command: str) -> Node | None:
-    """The file that a command starts, by its path or by PATH."""
+def _find(subject: Subject, command: str) -> list[Node]:
+    """The file that a command starts, by its path or by PATH, after the folders that lead there."""
     image, rootfs = subject.image, subject.scanned.rootfs
     if "/" in command:
         folders = [str(image.run.get("WorkingDir") or "/")]
     else:
         folders = image.env.get("PATH", _DEFAULT_PATH).split(":")
     for folder in folders if command else []:
-        node = rootfs.find(posixpath.join(folder, command))
-        if node is not None and node.kind == "file":
-            return node
-    return None
+        trail = rootfs.trail(posixpath.join(folder, command))
+        if trail and trail[-1].kind == "file":
+            return trail
+    return []
