@@ -33,14 +33,14 @@ class ColdpressError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        self.message = _one_line(message)
+        self.message = one_line(message)
         super().__init__(self.message)
         self.hint = hint
 
 
-def _one_line(message: str) -> str:
-    """Names come out of files: what would move a terminal's cursor is written as an escape."""
-    shown = message if len(message) <= _MAX_CHARACTERS else f"{message[: _MAX_CHARACTERS - 1]}…"
+def one_line(text: str) -> str:
+    """Make a text safe to print: names come out of files, and may move a terminal's cursor."""
+    shown = text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 

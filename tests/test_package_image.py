@@ -18,10 +18,11 @@ import pytest
 from coldpress import artifact
 from coldpress.cache import cache_dir
 from coldpress.errors import InputError, IntegrityError, TooLargeError, ToolError
-from coldpress.package import Packaged, PackageOptions, app, package, plan, stage
+from coldpress.package import Packaged, PackageOptions, app, package, plan, registry, stage
 from coldpress.package.base import architecture
 from coldpress.package.layer import File
-from tests import containers
+from coldpress.package.lint import lint
+from tests import containers, registries
 from tests.containers import Store, free_port, get
 
 PURPOSES = ["base", "runtime", "weights", "app"]
@@ -144,6 +145,23 @@ def test_new_app_code_leaves_the_other_layers_alone(
     assert changed.digest != cloudrun.digest
 
 
+def test_new_app_code_sends_little_to_the_registry(
+    cloudrun: Packaged, demo_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "registry").mkdir()
+    entries = [*app.entries(), File("opt/coldpress/app/coldpress/new.py", b"NEW = 1\n")]
+    monkeypatch.setattr(app, "entries", lambda: entries)
+    with registries.registry(tmp_path / "registry") as host:
+        whole = registry.push(cloudrun.archive, f"{host}/model:1")
+        assert whole.digest == cloudrun.digest
+        assert whole.sent_bytes > cloudrun.size_bytes * 0.99
+        changed = build(demo_checkpoint, tmp_path / "out", target="cloudrun")
+        assert registry.push(changed.archive, f"{host}/model:2").sent_bytes < 1_000_000
+        # And what was pushed can be stood on.
+        based = build(demo_checkpoint, tmp_path / "on", target="lambda", base=f"{host}/model:1")
+        assert [it.digest for it in based.layers[:4]] == [it.digest for it in cloudrun.layers]
+
+
 def test_archive_is_one_plain_image(cloudrun: Packaged) -> None:
     files = blobs(cloudrun.archive)
     index = json.loads(files["index.json"])
@@ -179,6 +197,13 @@ def test_layers_hold_what_lambda_accepts_and_nothing_dangles(cloudrun: Packaged)
         if member.issym() and ".so" in name:
             target = os.path.normpath(Path("/", name).parent / member.linkname)
             assert re.sub(r"^/(lib\w*)/", r"usr/\1/", target).lstrip("/") in paths, name
+
+
+def test_linter_has_nothing_to_say(cloudrun: Packaged, on_lambda: Packaged, layout: Path) -> None:
+    for path in (cloudrun.archive, on_lambda.archive, layout):
+        linted = lint(path)  # for both platforms
+        assert linted.findings == ()
+        assert linted.unpacked_bytes == cloudrun.unpacked_bytes == on_lambda.unpacked_bytes
 
 
 def test_skopeo_reads_the_archive(cloudrun: Packaged, on_lambda: Packaged) -> None:

@@ -47,13 +47,15 @@ def resolve(name: str, work: Path) -> Base:
         work: a folder for the unpacked blobs; it must outlive the result's use.
 
     Raises:
-        ToolError: mmdebstrap or skopeo is missing or fails.
+        ToolError: mmdebstrap is missing or fails.
         InputError: the image cannot serve as a base.
+        RemoteError: the registry does not give the image.
     """
-    from coldpress.package import debian, layout
+    from coldpress.package import debian, layout, registry
 
     if name == "debian":
         return debian.base()
     if Path(name).exists():
         return layout.base(Path(name), work)
-    return layout.base(layout.pull(name, work), work)
+    pulled = registry.pull(name, work / "pulled", architecture=architecture())
+    return layout.base(pulled, work)

@@ -1,4 +1,4 @@
-"""Read a base image from an OCI layout: a folder, an archive, or what skopeo pulls."""
+"""Read a base image from an OCI layout: a folder or an archive."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coldpress import tools, untar
+from coldpress import untar
 from coldpress.artifact import sha256_file
 from coldpress.errors import InputError, IntegrityError
 from coldpress.package.base import Base, architecture
@@ -20,6 +20,10 @@ _CONVERT = "skopeo copy --format oci --dest-compress-format gzip SOURCE oci:FOLD
 _PYTHON = re.compile(r"(?:\./)?(usr/local/bin|usr/bin|opt/venv/bin)/python(3\.\d+)")
 _LIBC = re.compile(r"(?:\./)?(?:usr/)?lib/[^/]*-linux-gnu/libc\.so\.6")
 _GLIBC = re.compile(rb"stable release version (\d+\.\d+)")
+# Docker's names for the same bytes, which registries still serve.
+_DOCKER = "application/vnd.docker.distribution.manifest"
+_MANIFEST_TYPES = (MANIFEST_TYPE, f"{_DOCKER}.v2+json")
+_LAYER_TYPES = (LAYER_TYPE, "application/vnd.docker.image.rootfs.diff.tar.gzip")
 _MAX_JSON_BYTES = 4 << 20
 _MAX_BYTES = 64 << 30
 _MAX_FILES = 10_000
@@ -31,20 +35,6 @@ class _Content:
 
     pythons: dict[str, str] = field(default_factory=dict)
     glibc: str = ""
-
-
-def pull(reference: str, work: Path) -> Path:
-    """Copy an image from a registry into an OCI layout with skopeo.
-
-    Raises:
-        ToolError: skopeo is missing, or cannot get the image.
-    """
-    folder = work / "pulled"
-    skopeo = tools.find("skopeo", "install skopeo, or give an OCI layout as --base")
-    argv = [skopeo, "--override-os", "linux", "--override-arch", architecture(), "copy"]
-    argv += ["--format", "oci", f"docker://{reference}", f"oci:{folder}:base"]
-    tools.run(argv, timeout_s=900, install="check the reference, log in with `skopeo login`")
-    return folder
 
 
 def base(path: Path, work: Path) -> Base:
@@ -91,7 +81,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     """Follow the index to the one manifest for this machine."""
     found = _load(folder / "index.json")
     for _ in range(4):
-        if found.get("mediaType", INDEX_TYPE) == MANIFEST_TYPE:
+        if found.get("mediaType", INDEX_TYPE) in _MANIFEST_TYPES:
             return found
         matching = [it for it in found.get("manifests", []) if _fits(it)]
         if len(matching) != 1:
@@ -130,7 +120,7 @@ def _blob(folder: Path, digest: str) -> Path:
 
 
 def _layer(folder: Path, described: dict[str, Any], diff_id: str, content: _Content) -> Blob:
-    if described["mediaType"] != LAYER_TYPE:
+    if described["mediaType"] not in _LAYER_TYPES:
         raise InputError(f"{folder} has a layer of type {described['mediaType']}", _CONVERT)
     path = _blob(folder, described["digest"])
     size = sum(_scan(path, content))
