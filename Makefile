@@ -25,7 +25,7 @@ fix: $(VENV)/.dev ## format and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.dev ## every test, against the real peers
-	.ci/packages cmake podman buildah skopeo umoci crun docker-registry chromium chromium-driver
+	.ci/packages cmake podman buildah skopeo umoci crun docker-registry qemu-user-static chromium chromium-driver
 	$(BIN)/python benchmarks/peers.py > /dev/null
 	-$(BIN)/python -m benchmarks.gptqmodel_peer install > /dev/null
 	$(BIN)/python -m pytest

@@ -75,10 +75,16 @@ def version() -> str:
 
 
 def cpu_variant() -> str:
-    """The CPU backend in use: its instruction-set variant (``zen4``), ``native`` for a native build."""
+    """The CPU backend in use: its instruction-set variant (``zen4``), ``native`` for a native build.
+
+    ``unknown`` where there is no /proc.
+    """
     load()
-    with Path("/proc/self/maps").open() as maps:
-        found = {match[1] for line in maps if (match := _VARIANT.search(line))}
+    try:
+        with Path("/proc/self/maps").open() as maps:
+            found = {match[1] for line in maps if (match := _VARIANT.search(line))}
+    except OSError:
+        return "unknown"
     return ",".join(sorted(found)) or "native"
 
 
