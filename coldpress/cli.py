@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from coldpress import cli_runs, cli_serve
+from coldpress import cli_plan, cli_runs, cli_serve
 from coldpress.cli_output import Json, Out, print_result
 from coldpress.errors import ColdpressError, UsageError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_serve.app)
+app.add_typer(cli_plan.app)
 
 Store = Annotated[
     Path | None,

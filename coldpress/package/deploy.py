@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from coldpress.package.limits import Size, Target
+from coldpress.errors import UsageError
+from coldpress.platforms import Size, Target
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -27,6 +28,8 @@ def write(folder: Path, deployment: Deployment) -> tuple[str, ...]:
             files = {"template.yaml": "lambda.yaml.j2", "DEPLOY.md": "lambda.md.j2"}
         case "cloudrun":
             files = {"service.yaml": "cloudrun.yaml.j2", "DEPLOY.md": "cloudrun.md.j2"}
+        case "lambda-snapstart" | "lambda-microvm" | "kserve" | "compose":
+            raise UsageError(f"{deployment.target} is not built yet", "--target lambda or cloudrun")
         case _:
             assert_never(deployment.target)
     for name, template in files.items():

@@ -5,15 +5,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
-from coldpress import __version__, artifact, libllama, progress
+from coldpress import __version__, artifact, libllama, memory, progress
 from coldpress.errors import InputError, TooLargeError, UsageError
+from coldpress.memory import Memory
 from coldpress.package import app, deploy, limits, runtime
 from coldpress.package.base import Base, architecture, resolve
 from coldpress.package.blobs import Blob, cached, key_of
 from coldpress.package.bytecode import compiler, with_bytecode
 from coldpress.package.layer import Entry, File, Layer, unpacked_bytes
-from coldpress.package.limits import Target
 from coldpress.package.oci import Archive, Config
+from coldpress.platforms import Target, table
 
 IMAGE = "image.tar"
 MODEL = "opt/coldpress/model"
@@ -114,7 +115,8 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
     with tempfile.TemporaryDirectory() as work:
         state = _prefix(checkpoint, options, Path(work))
         model_bytes = sum(unpacked_bytes(entries) for entries in (*weights, state))
-        size = limits.instance(options.target, model_bytes, options.memory_mib)
+        needed = model_bytes + _memory(checkpoint, options.target).needed_bytes
+        size = limits.instance(options.target, needed, options.memory_mib)
         base = resolve(options.base, Path(work))
         libraries = _python_layer(runtime.entries(base))
         program = _python_layer(app.entries())
@@ -211,6 +213,14 @@ def _config(base: Base, target: Target, root_sha256: str) -> Config:
         },
         port=port,
     )
+
+
+def _memory(checkpoint: Path, target: Target) -> Memory:
+    """What an instance needs beside the weights, served as the image starts it."""
+    from coldpress.checkpoint import source
+
+    fields = {field.key: field.value() for field in source.read(checkpoint).fields}
+    return memory.account(memory.Shape.read(fields), None, table().targets[target].parallel)
 
 
 def _check_size(unpacked: int, weights: int, options: PackageOptions) -> None:
