@@ -24,6 +24,7 @@ def run(
     install: str = "",
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    stdin: str = "",
 ) -> str:
     """Run a program to its end and return its standard output.
 
@@ -32,6 +33,7 @@ def run(
         timeout_s: seconds after which the program is killed.
         install: how to install the program, for the hint.
         env: variables set on top of the current environment.
+        stdin: what the program reads.
 
     Raises:
         ToolError: the program is missing, fails (with the last lines of its stderr) or is late.
@@ -41,7 +43,7 @@ def run(
     try:
         done = subprocess.run(
             command,
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
             text=True,
             errors="replace",

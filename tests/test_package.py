@@ -193,8 +193,9 @@ def test_instance_grows_with_the_model_up_to_the_platform() -> None:
         limits.instance("lambda", 10 * gib + 1, None)
     with pytest.raises(TooLargeError, match="lambda is given 512 MiB"):
         limits.instance("lambda", gib, 512)
-    with pytest.raises(TooLargeError, match="no instance has 100 MiB"):
-        limits.instance("cloudrun", 1, 100)
+    # What is less than the platform has is rounded up.
+    assert limits.instance("cloudrun", 1, 100) == Size(memory_mib=512, vcpu=2)
+    assert limits.instance("lambda-microvm", 5 * gib, None) == Size(memory_mib=8192, vcpu=0)
 
 
 def test_options_are_checked() -> None:

@@ -30,15 +30,13 @@ def instance(target: Target, needed_bytes: int, memory_mib: int | None) -> Size:
             f" {min(memory, limits.most_mib)} MiB",
             f"a smaller type, or more memory ({target} has up to {limits.most_mib} MiB)",
         )
-    return Size(memory_mib=memory, vcpu=_vcpu(limits, memory))
+    return _smallest(limits, memory)
 
 
-def _vcpu(limits: Limits, memory_mib: int) -> int:
-    """The usual number of vCPUs, more where so much memory asks for it, fewer where it allows no more."""
-    allowed = [
-        choice.vcpu for choice in limits.sizes if choice.least_mib <= memory_mib <= choice.most_mib
-    ]
-    if not allowed:
-        least = min(choice.least_mib for choice in limits.sizes)
-        raise TooLargeError(f"no instance has {memory_mib} MiB", f"the smallest has {least} MiB")
-    return min((n for n in allowed if n >= limits.usual.vcpu), default=max(allowed))
+def _smallest(limits: Limits, memory_mib: int) -> Size:
+    """The least memory that there is from here on, with the usual number of vCPUs or what it allows."""
+    choices = [choice for choice in limits.sizes if memory_mib <= choice.most_mib]
+    memory = min(max(memory_mib, choice.least_mib) for choice in choices)
+    allowed = [choice.vcpu for choice in choices if choice.least_mib <= memory]
+    vcpu = min((n for n in allowed if n >= limits.usual.vcpu), default=max(allowed))
+    return Size(memory_mib=memory, vcpu=vcpu)
