@@ -169,6 +169,19 @@ def test_more_vcpu_is_faster_and_more_bytes_slower(vcpu: float, times: float, si
     assert rates.tok_per_s(table_, {"Q4_K": size}, 1e9, vcpu) < speed
 
 
+@given(st.sampled_from(["page-cache", "disk", "network"]), st.integers(0, 10**10))
+def test_a_cold_start_is_its_slowest_part(storage: rates.Storage, size: int) -> None:
+    table_ = rates.default()
+    alone = rates.cold_start_s(table_, storage, 0, 0, 0, 1)
+    assert alone == pytest.approx(table_.start_s + table_.first_token_s)
+    with_weights = rates.cold_start_s(table_, storage, size, 0, 0, 1)
+    assert with_weights - alone == pytest.approx(size / table_.storage_bytes_per_s[storage])
+    # A vocabulary is read while the weights come.
+    both = rates.cold_start_s(table_, storage, size, 0, 128_000, 1)
+    assert both <= with_weights + 128_000 * table_.vocabulary_s_per_token
+    assert rates.cold_start_s(table_, storage, size, 0, 128_000, 0.5) > both
+
+
 def test_the_engine_serves_what_is_planned() -> None:
     """On HTTP the engine has so many sequences; Lambda's environments have one."""
     targets = table().targets

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from coldpress import cost, memory
 from coldpress.errors import TooLargeError
-from coldpress.memory import Shape
+from coldpress.memory import Memory, Shape
 from coldpress.package import limits
 from coldpress.package.base import architecture
 from coldpress.plan import rates
-from coldpress.plan.rates import Rates
+from coldpress.plan.rates import Rates, Storage
 from coldpress.plan.source import Variant
 from coldpress.plan.stage import Figure, PlanOptions, Row
 from coldpress.platforms import Platform, Size, Target, table
@@ -44,11 +44,12 @@ def row(variant: Variant, shape: Shape, target: Target, options: PlanOptions, sp
     kv_bytes = beside.kv_cache_bytes / beside.sequences / 2
     token_rate = rates.tok_per_s(speeds, variant.read_bytes, kv_bytes, vcpu)
     here = target == "compose"
+    storage = rates.storage_of(target, options.storage)
     return replace(
         found,
         memory_mib=size.memory_mib,
         vcpu=round(vcpu, 2),
-        cold_start_s=_cold_start(variant, shape, target, options, speeds, token_rate, vcpu),
+        cold_start_s=_first_token(variant, beside, shape, storage, speeds, vcpu),
         tok_per_s=Figure(
             round(token_rate, 2),
             speeds.error_pct.tok_per_s if here else speeds.error_pct.elsewhere,
@@ -59,18 +60,14 @@ def row(variant: Variant, shape: Shape, target: Target, options: PlanOptions, sp
     )
 
 
-def _cold_start(
-    variant: Variant,
-    shape: Shape,
-    target: Target,
-    options: PlanOptions,
-    speeds: Rates,
-    token_rate: float,
-    vcpu: float,
+def _first_token(
+    variant: Variant, beside: Memory, shape: Shape, storage: Storage, speeds: Rates, vcpu: float
 ) -> Figure:
-
-    storage = rates.storage_of(target, options.storage)
-    seconds = rates.cold_start_s(speeds, storage, variant.size_bytes, shape, 1 / token_rate, vcpu)
+    """The cold start, up to the first token of an answer to a short prompt."""
+    tokens, cache = shape.vocabulary, beside.kv_cache_bytes
+    size = variant.size_bytes
+    ready = rates.cold_start_s(speeds, storage, size, cache, tokens, vcpu)
+    seconds = ready + 1 / rates.tok_per_s(speeds, variant.read_bytes, 0, vcpu)
     known = storage in ("page-cache", "disk")
     error = speeds.error_pct.cold_start if known else 2 * speeds.error_pct.elsewhere
     rate = speeds.storage_bytes_per_s[storage] / 1e9

@@ -8,7 +8,6 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from coldpress.memory import Shape
 from coldpress.platforms import Target
 
 _TABLE = Path(__file__).with_name("rates.yaml")
@@ -49,6 +48,7 @@ class Rates(BaseModel):
     token_s: float
     start_s: float
     vocabulary_s_per_token: float
+    kv_cache_bytes_per_s: float
     first_token_s: float
     storage_bytes_per_s: dict[Storage, float]
     error_pct: Errors
@@ -93,18 +93,23 @@ def tok_per_s(table: Rates, read_bytes: Mapping[str, float], kv_bytes: float, vc
 
 
 def cold_start_s(
-    table: Rates, storage: Storage, weights_bytes: int, shape: Shape, token_s: float, vcpu: float
+    table: Rates,
+    storage: Storage,
+    weights_bytes: int,
+    kv_cache_bytes: int,
+    tokens: int,
+    vcpu: float,
 ) -> float:
-    """Seconds from the start of the process to the first token.
+    """Seconds from the start of the process to a context that can decode.
 
-    The weights come while Python starts and the vocabulary is read; what is slower counts.
+    The weights come while Python starts and the vocabulary, of so many tokens, is read; what is slower
+    counts.
     """
+    working = table.start_s + table.vocabulary_s_per_token * tokens
+    context = kv_cache_bytes / table.kv_cache_bytes_per_s + table.first_token_s
     slowness = 1 / min(1.0, vcpu)
-    working = (table.start_s + table.vocabulary_s_per_token * shape.vocabulary) * slowness
-    reading = weights_bytes / table.storage_bytes_per_s[storage]
-    return (
-        max(working, table.start_s * slowness + reading) + table.first_token_s * slowness + token_s
-    )
+    reading = table.start_s * slowness + weights_bytes / table.storage_bytes_per_s[storage]
+    return max(working * slowness, reading) + context * slowness
 
 
 def storage_of(target: Target, given: str | None) -> Storage:
