@@ -302,6 +302,14 @@ def test_the_dockerfile_makes_the_image(on_compose: Packaged, tmp_path: Path) ->
     assert set(configs[1]["Env"]) <= set(configs[0]["Env"])
 
 
+def test_the_list_of_contents_lies_beside_the_image(on_compose: Packaged) -> None:
+    listed = json.loads((on_compose.path / "sbom.cdx.json").read_text())
+    assert listed["metadata"]["component"]["version"] == on_compose.digest
+    urls = [part.get("purl", "") for part in listed["components"]]
+    for start in ("pkg:deb/debian/libc6@", "pkg:deb/debian/python3@", "pkg:pypi/llama-cpp-python@"):
+        assert any(url.startswith(start) for url in urls), start
+
+
 def test_fetched_weights_are_not_in_the_image(demo_checkpoint: Path, out: Path) -> None:
     address = "gs://bucket/models/demo"
     made = built(demo_checkpoint, out, "cloudrun", weights=address)

@@ -6,17 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
-from coldpress import __version__, artifact, libllama, memory
+from coldpress import __version__, artifact, libllama
 from coldpress.errors import InputError, TooLargeError, UsageError
-from coldpress.memory import Memory
-from coldpress.package import app, build, deploy, limits, runtime
+from coldpress.package import app, build, deploy, limits, model, runtime, sbom
 from coldpress.package.base import Base, architecture, resolve
 from coldpress.package.blobs import Blob, cached, key_of
 from coldpress.package.build import PackagedLayer, Parts
 from coldpress.package.bytecode import compiler, with_bytecode
 from coldpress.package.layer import Entry, File, unpacked_bytes
 from coldpress.package.oci import Config
-from coldpress.platforms import Target, table
+from coldpress.platforms import Target
 
 MODEL = "opt/coldpress/model"
 _INDEX = "model.index.json"
@@ -127,12 +126,12 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
     from coldpress.checkpoint import verify
 
     weights = _weights(checkpoint)
-    root = verify(checkpoint).root_sha256
+    facts = model.read(checkpoint, verify(checkpoint).root_sha256)
     inputs, plain = plan(checkpoint, out, options)
     with tempfile.TemporaryDirectory() as work:
         state = _prefix(checkpoint, options, Path(work))
         model_bytes = sum(unpacked_bytes(entries) for entries in (*weights, state))
-        needed = model_bytes + _memory(checkpoint, options.target).needed_bytes
+        needed = model_bytes + model.memory(facts, options.target).needed_bytes
         size = limits.instance(options.target, needed, options.memory_mib)
         base = resolve(options.base, Path(work))
         fetched = options.fetches
@@ -145,14 +144,22 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
         )
         unpacked = parts.unpacked_bytes
         _check_size(unpacked, 0 if fetched else model_bytes, options)
-        config = _config(base, options.weights or f"/{MODEL}", root)
-        name = _model_name(checkpoint)
+        config = _config(base, options.weights or f"/{MODEL}", facts.root_sha256)
         with artifact.create(out, "package", inputs=inputs, options=plain) as draft:
-            built = build.write(draft.folder, options.target, parts, config, name)
+            built = build.write(draft.folder, options.target, parts, config, facts.name)
             described = deploy.Deployment(
-                options.target, built.digest, architecture(), size, name, config, built.layers
+                options.target,
+                built.digest,
+                architecture(),
+                size,
+                facts.name,
+                config,
+                built.layers,
             )
             deploy.write(draft.folder, described)
+            python = runtime.versions(aws=_needs_boto3(options))
+            listed = sbom.write(built.digest, base.layers, python, facts)
+            (draft.folder / sbom.NAME).write_bytes(listed)
     return Packaged(
         path=out,
         archive=out / built.name,
@@ -198,7 +205,7 @@ def _python_layer(entries: list[Entry]) -> Blob:
     return cached(key, lambda: with_bytecode(entries))
 
 
-def _config(base: Base, model: str, root_sha256: str) -> Config:
+def _config(base: Base, where: str, root_sha256: str) -> Config:
     """How the image starts, the same for every target: Lambda does not mind a port."""
     env = {
         **dict(item.split("=", 1) for item in base.env if "=" in item),
@@ -216,7 +223,7 @@ def _config(base: Base, model: str, root_sha256: str) -> Config:
         name="coldpress",
         architecture=architecture(),
         # It speaks Lambda's Runtime API where Lambda starts it, else HTTP.
-        entrypoint=(base.python, "-m", "coldpress.serve", model),
+        entrypoint=(base.python, "-m", "coldpress.serve", where),
         env=tuple(f"{key}={value}" for key, value in sorted(env.items())),
         labels={
             "coldpress.model.root_sha256": root_sha256,
@@ -232,14 +239,6 @@ def _needs_boto3(options: PackageOptions) -> bool:
     return options.target == "lambda-snapstart" or (options.weights or "").startswith("s3://")
 
 
-def _memory(checkpoint: Path, target: Target) -> Memory:
-    """What an instance needs beside the weights, served as the image starts it."""
-    from coldpress.checkpoint import source
-
-    fields = {field.key: field.value() for field in source.read(checkpoint).fields}
-    return memory.account(memory.Shape.read(fields), None, table().targets[target].parallel)
-
-
 def _check_size(unpacked: int, weights: int, options: PackageOptions) -> None:
     limit = options.limit_bytes or limits.image_bytes(options.target)
     if limit is not None and unpacked > limit:
@@ -253,12 +252,3 @@ def _check_size(unpacked: int, weights: int, options: PackageOptions) -> None:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
-def _model_name(checkpoint: Path) -> str:
-    from coldpress.checkpoint import gguf_header, source
-
-    name = gguf_header.read(source.locate(checkpoint)).field("general.name")
-    text = str(name.value()) if name else "a model"
-    # It goes into YAML and Markdown: letters, digits and a few signs only.
-    return "".join(sign for sign in text if sign.isalnum() or sign in " ._-").strip() or "a model"

@@ -49,6 +49,7 @@ class Rates(BaseModel):
     start_s: float
     vocabulary_s_per_token: float
     kv_cache_bytes_per_s: float
+    prompt_speedup: float
     first_token_s: float
     storage_bytes_per_s: dict[Storage, float]
     error_pct: Errors
