@@ -20,7 +20,7 @@ from coldpress.package import Packaged, PackageOptions, execute, package, runtim
 from coldpress.platforms import Target, table
 from coldpress.serve.api import microvm
 from coldpress.serve.aws.runtime_server import serving
-from tests import manifests, tiny_gguf
+from tests import containers, manifests, tiny_gguf
 from tests.lambda_calls import invoke
 from tests.runtime_process import running
 
@@ -310,6 +310,33 @@ def test_the_list_of_contents_lies_beside_the_image(on_compose: Packaged) -> Non
         assert any(url.startswith(start) for url in urls), start
 
 
+@pytest.mark.slow
+@pytest.mark.container
+def test_a_microvm_built_from_its_zip_answers_the_hooks(
+    on_microvm: Packaged, tmp_path: Path
+) -> None:
+    if not shutil.which("buildah"):
+        pytest.skip("needs buildah")
+    with containers.store() as store:
+        folder = unzip(on_microvm.archive, tmp_path / "zip")
+        made = tmp_path / "made.tar"
+        root = ["--root", f"{tmp_path}/store", "--runroot", f"{tmp_path}/run"]
+        bud = ["bud", "--isolation", "chroot", "--tag", f"oci-archive:{made}", str(folder)]
+        subprocess.run(
+            ["buildah", "--storage-driver", "vfs", *root, *bud],
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+        image, port = store.load(made), containers.free_port()
+        url = f"http://127.0.0.1:{port}"
+        with store.container(image, options=["--env", f"PORT={port}"]) as process:
+            containers.get(process, f"{url}/healthz")
+            for hook in ("ready", "validate", "run"):
+                assert httpx.post(f"{url}{microvm.ROOT}/{hook}", timeout=120).status_code == 200
+            assert httpx.get(f"{url}/readyz").status_code == 200
+
+
 def test_fetched_weights_are_not_in_the_image(demo_checkpoint: Path, out: Path) -> None:
     address = "gs://bucket/models/demo"
     made = built(demo_checkpoint, out, "cloudrun", weights=address)
@@ -411,6 +438,22 @@ def test_deploy_prints_and_runs_the_commands(
     assert given == "token\n" and "token" not in argv  # never an argument
     assert argv[-1] == "registry; rm -rf /"  # one word, and no shell
     assert (folder / "deployed.yaml").read_text() == "token\n"
+
+
+def test_the_command_prints_nothing_but_commands(
+    demo_checkpoint: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from coldpress.cli import app
+
+    made = built(demo_checkpoint, out, "lambda")
+    pairs = ("REGISTRY=1.dkr.ecr.eu-west-1.amazonaws.com", "NAME=coldpress")
+    words = [word for pair in pairs for word in ("--set", pair)]
+    app(["deploy", str(made.path), *words], standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[2].endswith(f"ImageUri=1.dkr.ecr.eu-west-1.amazonaws.com/coldpress@{made.digest}")
+    with pytest.raises(UsageError, match="no NAME=VALUE"):
+        app(["deploy", str(made.path), "--set", "NAME"], standalone_mode=False)
 
 
 def test_deploy_stops_at_the_first_failure_and_at_damage(

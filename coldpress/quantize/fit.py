@@ -13,8 +13,8 @@ from coldpress.quantize.budget import format_size, parse_size
 
 # The image without weights has 52 MB (README, 2026-11-21); a larger base wants some room.
 _IMAGE_BYTES = 200_000_000
-# A checkpoint is its GGUF with a digest per 2 MiB and tensors at pages: 2 % of the smallest models.
-_LAYOUT_BYTES = 1 << 20
+# A checkpoint is its GGUF with tensors at pages, and digests of every chunk in it and beside it.
+_PAGES_BYTES, _DIGESTS_SHARE = 1 << 20, 1 / 16384
 _HINT = "--fit lambda:3008MB or --fit cloudrun:2GiB"
 
 
@@ -45,7 +45,8 @@ def fit(text: str, fields: Mapping[str, Any], context: int | None = None) -> Fit
         raise TooLargeError(f"{target} has up to {most} MiB, not {text}", _HINT)
     shape = memory.Shape.read(fields)
     beside = memory.account(shape, context, table().targets[target].parallel)
-    weights = size - beside.needed_bytes - _LAYOUT_BYTES
+    layout = _PAGES_BYTES + math.ceil(size * _DIGESTS_SHARE)
+    weights = size - beside.needed_bytes - layout
     # Only images hold the weights themselves.
     if (image := limits.image_bytes(target)) is not None and target == "lambda":
         weights = min(weights, image - _IMAGE_BYTES)
