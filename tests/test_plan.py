@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from coldpress import cost, demo
 from coldpress.checkpoint import checkpoint
 from coldpress.cli_plan import _per_month
-from coldpress.errors import TooLargeError, UsageError
+from coldpress.errors import InputError, TooLargeError, UsageError
 from coldpress.plan import PlanOptions, estimate, rates, show, source, stage
 from coldpress.plan import plan as run
 from coldpress.platforms import table
@@ -104,6 +105,25 @@ def test_a_hugging_face_folder_is_close_to_its_gguf(demo_gguf: Path) -> None:
     _, converted = run(demo_gguf, options).rows
     assert folder.size_bytes.error_pct >= 2
     assert folder.size_bytes.value == pytest.approx(converted.size_bytes.value, rel=0.02)
+
+
+def test_a_folder_that_says_too_little_is_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(demo.MODEL_DIR, tmp_path / "model")
+    (folder / "tokenizer.json").write_text("[]")
+    with pytest.raises(InputError, match="is not a tokenizer"):
+        run(folder, PlanOptions())
+    config = json.loads((folder / "config.json").read_text())
+    del config["hidden_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="has no hidden_size"):
+        run(folder, PlanOptions())
+
+
+def test_types_of_a_quantized_file_are_not_guessed(demo_checkpoint: Path) -> None:
+    with pytest.raises(InputError, match="already quantized"):
+        run(demo_checkpoint, PlanOptions(bits=("Q4_K",)))
+    with pytest.raises(InputError, match="does not exist"):
+        run(Path("/nowhere"), PlanOptions())
 
 
 def test_fit_plan_and_package_agree(medium: Path) -> None:

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coldpress.errors import UsageError
+from coldpress.errors import InputError, UsageError
 from coldpress.memory import Shape, read_shares
 
+_CONFIG = (
+    *("num_attention_heads", "num_hidden_layers", "hidden_size"),
+    *("intermediate_size", "vocab_size"),
+)
+_MAX_JSON_BYTES = 64 << 20
 _DEFAULT_BITS = ("2", "3", "4", "8")
 _TOKENS, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 # A GGUF's vocabulary and names against a Hugging Face folder's tokenizer, which is JSON.
@@ -109,7 +114,13 @@ def _of_folder(model: Path, bits: Sequence[str]) -> tuple[Shape, list[Variant]]:
     matrices = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) > 1}
     vectors = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 1)
     untied = "lm_head.weight" in shapes
-    read = sum(n for name, n in matrices.items() if not (untied and "embed_tokens" in name))
+    experts = config.get("num_local_experts") or config.get("num_experts") or 1
+    chosen = config.get("num_experts_per_tok", experts) / experts
+    read = sum(
+        n * (chosen if ".experts." in name else 1)
+        for name, n in matrices.items()
+        if not (untied and "embed_tokens" in name)
+    )
     shape, header = _folder_shape(model, config)
     planned = []
     for text in bits:
@@ -124,6 +135,11 @@ def _of_folder(model: Path, bits: Sequence[str]) -> tuple[Shape, list[Variant]]:
 
 def _folder_shape(model: Path, config: dict[str, Any]) -> tuple[Shape, int]:
     """The shape, and about how many bytes a GGUF's header will have."""
+    if missing := [key for key in _CONFIG if not isinstance(config.get(key), int)]:
+        raise UsageError(
+            f"{model / 'config.json'} has no {missing[0]}",
+            "`coldpress convert` the model, and plan the GGUF",
+        )
     heads = config["num_attention_heads"]
     fields: dict[str, Any] = {
         "general.architecture": "hf",
@@ -139,10 +155,12 @@ def _folder_shape(model: Path, config: dict[str, Any]) -> tuple[Shape, int]:
         fields["hf.attention.key_length"] = config["head_dim"]
     tokenizer = model / "tokenizer.json"
     header = config["vocab_size"] * 24
-    if tokenizer.is_file():
-        merges = json.loads(tokenizer.read_bytes()).get("model", {}).get("merges", [])
-        fields[_MERGES] = merges
-        header += len(merges) * 16
+    if tokenizer.is_file() and tokenizer.stat().st_size <= _MAX_JSON_BYTES:
+        try:
+            fields[_MERGES] = json.loads(tokenizer.read_bytes())["model"].get("merges", [])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{tokenizer} is not a tokenizer", "fetch it again") from error
+        header += len(fields[_MERGES]) * 16
     return Shape.read(fields), header
 
 
