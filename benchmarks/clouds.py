@@ -9,8 +9,8 @@ and share of a CPU.
     Cloud Run   $PORT over HTTP; at the end a SIGTERM in the middle of a stream, which must still be finished
 
 Seconds are from the start of the runtime's process, so what a platform does before is not in them, and the file
-is in the page cache. Prices are those of ``coldpress/prices.yaml``. Where a size has more vCPU than this machine,
-it gets what there is. tok/s are an answer's tokens over its whole request's seconds, its prompt's reading
+is in the page cache. Prices are those of ``coldpress/platforms.yaml``. Where a size has more vCPU than this
+machine, it gets what there is. tok/s are an answer's tokens over its whole request's seconds, its prompt's reading
 included.
 """
 
@@ -34,7 +34,7 @@ from benchmarks import serve_models, serve_report
 from benchmarks.serve_client import Answer, ask, body, until_answered
 from coldpress import cost
 from coldpress.package import PackageOptions, package
-from coldpress.package.limits import Target
+from coldpress.platforms import Platform, Target, table
 from coldpress.serve.aws.runtime_server import RuntimeServer, serving
 from tests import containers
 from tests.lambda_calls import Answer as Posted
@@ -113,8 +113,8 @@ def _row(size: Size, ran: Ran) -> dict[str, Any]:
     whole_s = median(answer.end_s - answer.asked_s for answer in warm)
     # Over the whole request: a quota lets a burst through, so that pieces come faster than they are made.
     rate = _ANSWER / whole_s
-    platform: cost.Platform = "lambda-x86" if size.target == "lambda" else "cloudrun"
-    price = cost.prices().platforms[platform]
+    platform: Platform = "lambda-x86" if size.target == "lambda" else "cloudrun"
+    price = table().platforms[platform]
     instance = cost.Instance(size.memory_mib, size.vcpu)
     per_s = cost.usd_per_s(price, instance)
     threads = min(os.cpu_count() or 1, -(-size.vcpu // 1))
@@ -235,7 +235,7 @@ def main() -> None:
     part = {
         "rows": rows,
         "published": _PUBLISHED,
-        "prices": str(cost.prices().date),
+        "prices": str(table().date),
         "prompt_tokens": _PROMPT,
         "answer_tokens": _ANSWER,
     }

@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from coldpress import cli_image, cli_runs, cli_serve
+from coldpress import cli_deploy, cli_image, cli_plan, cli_runs, cli_serve
 from coldpress.cli_output import Json, Out, print_result
 from coldpress.errors import ColdpressError, UsageError
 
@@ -21,6 +21,8 @@ app = typer.Typer(
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_serve.app)
 app.add_typer(cli_image.app)
+app.add_typer(cli_plan.app)
+app.add_typer(cli_deploy.app)
 
 Store = Annotated[
     Path | None,
@@ -331,33 +333,6 @@ def verify(
     numbers = None if chunk is None else [n for text in chunk for n in stage.parse_chunks(text)]
     check = verify_folder if is_safetensors(path) else stage.verify
     print_result(check(path, numbers=numbers, tensors=tensor, threads=threads), json_)
-
-
-@app.command()
-def package(
-    checkpoint: Annotated[Path, typer.Argument(help="folder that checkpoint wrote")],
-    out: Out,
-    target: Annotated[str, typer.Option(help="lambda or cloudrun")],
-    base: Annotated[
-        str, typer.Option(help="debian, an OCI layout or archive, a reference")
-    ] = "debian",
-    limit_bytes: Annotated[int | None, typer.Option(help="largest unpacked size")] = None,
-    system_prompt: Annotated[
-        Path | None, typer.Option(help="text file: read now, so that no instance has to")
-    ] = None,
-    json_: Json = False,
-) -> None:
-    """Build the image and the deployment files of a platform."""
-    from coldpress import package as stage
-
-    limit: dict[str, Any] = {} if limit_bytes is None else {"limit_bytes": limit_bytes}
-    options = stage.PackageOptions(
-        target=target,  # type: ignore[arg-type]  # checked by the options themselves
-        base=base,
-        system_prompt=str(system_prompt) if system_prompt else None,
-        **limit,
-    )
-    print_result(stage.package(checkpoint, out, options), json_)
 
 
 def version(value: bool) -> None:

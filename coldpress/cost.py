@@ -1,56 +1,18 @@
 """What an answer costs where there is no GPU: measured speed and memory, platform sizes, a price table.
 
 An estimate: it takes the platform's vCPU to decode as fast as the machine that was measured, one
-request at a time. ``prices.yaml`` holds every price, its date, region and sources.
+request at a time. ``platforms.yaml`` holds every price, its date, region and sources.
 """
 
-import datetime
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Literal, assert_never
+from typing import assert_never
 
-from pydantic import BaseModel, ConfigDict
+from coldpress.platforms import Platform, Price, table
 
-PRICES = Path(__file__).with_name("prices.yaml")
-Platform = Literal["lambda-x86", "lambda-arm", "cloudrun"]
 # A request as the published comparisons count it: so many tokens generated.
 REQUEST_TOKENS = 500
-
-_LAMBDA_MIB = (128, 10_240)  # in steps of 1 MB
-_LAMBDA_MIB_PER_VCPU = 1769
-# (vCPU, least MiB, most MiB). The second-generation environment, whose CPU instructions are all
-# there, asks for 512 MiB.
-_CLOUDRUN_SIZES = (
-    (1, 512, 4096),
-    (2, 512, 8192),
-    (4, 2048, 16_384),
-    (6, 4096, 24_576),
-    (8, 4096, 32_768),
-)
-
-
-class Price(BaseModel):
-    """What one platform charges; ``usd_per_vcpu_s`` is 0 where the memory's price includes it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    region: str
-    usd_per_request: float
-    usd_per_gib_s: float
-    usd_per_vcpu_s: float
-    sources: tuple[str, ...]
-
-
-class Prices(BaseModel):
-    """The dated table."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    date: datetime.date
-    platforms: dict[Platform, Price]
 
 
 @dataclass(frozen=True)
@@ -84,14 +46,6 @@ class Cost:
     usd_per_million_tokens: float
 
 
-@cache
-def prices() -> Prices:
-    """The price table that coldpress carries."""
-    import yaml
-
-    return Prices.model_validate(yaml.safe_load(PRICES.read_text(encoding="utf-8")))
-
-
 def instance(platform: Platform, peak_rss_mib: float, threads: int) -> Instance | None:
     """The smallest instance that holds the measured memory and a vCPU per thread.
 
@@ -101,13 +55,14 @@ def instance(platform: Platform, peak_rss_mib: float, threads: int) -> Instance 
     needed = math.ceil(peak_rss_mib)
     match platform:
         case "lambda-x86" | "lambda-arm":
-            memory = max(_LAMBDA_MIB[0], needed, threads * _LAMBDA_MIB_PER_VCPU)
-            fits = memory <= _LAMBDA_MIB[1]
-            return Instance(memory, memory / _LAMBDA_MIB_PER_VCPU) if fits else None
+            limits = table().targets["lambda"]
+            (choice,), per_vcpu = limits.sizes, limits.mib_per_vcpu or 1
+            memory = max(choice.least_mib, needed, threads * per_vcpu)
+            return Instance(memory, memory / per_vcpu) if memory <= choice.most_mib else None
         case "cloudrun":
-            for vcpu, least, most in _CLOUDRUN_SIZES:
-                if threads <= vcpu and needed <= most:
-                    return Instance(max(least, needed), vcpu)
+            for choice in table().targets["cloudrun"].sizes:
+                if threads <= choice.vcpu and needed <= choice.most_mib:
+                    return Instance(max(choice.least_mib, needed), choice.vcpu)
             return None
         case _:
             assert_never(platform)
@@ -143,7 +98,7 @@ def cost(
 
 def cheapest(platform: Platform, peak_rss_mib: float, rates: Sequence[Rate]) -> Cost | None:
     """The lowest cost per token among the measured thread counts that the platform has vCPUs for."""
-    price = prices().platforms[platform]
+    price = table().platforms[platform]
     sizes = [(rate, instance(platform, peak_rss_mib, rate.threads)) for rate in rates]
     costs = [cost(platform, price, size, rate) for rate, size in sizes if size is not None]
     return min(costs, key=lambda each: each.usd_per_million_tokens, default=None)

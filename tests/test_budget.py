@@ -5,8 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +19,7 @@ from coldpress.quantize.source import is_quantizable, open_gguf
 from coldpress.quantize.types import TYPES
 from coldpress.serve.load import mapping
 from coldpress.serve.model import Context
-from tests import tiny_gguf
+from tests import tiny_gguf, zero_llama
 
 MIB = 1 << 20
 
@@ -101,20 +99,25 @@ def llama_fields(**changes: Any) -> dict[str, Any]:
 def test_a_context_takes_its_keys_and_values() -> None:
     memory = fit("lambda:3008MB", llama_fields(), context=4096)
     assert memory.memory_bytes == 3008 * MIB
-    assert memory.kv_cache_bytes == 16 * 8 * 64 * 2 * 2 * 4096  # 128 MiB
-    parts = (memory.kv_cache_bytes, memory.compute_bytes, memory.runtime_bytes)
-    assert memory.weights_bytes == memory.memory_bytes - sum(parts)
+    assert memory.beside.kv_cache_bytes == 16 * 8 * 64 * 2 * 2 * 4096  # 128 MiB
+    layout = MIB + memory.memory_bytes // 16384
+    assert memory.weights_bytes == memory.memory_bytes - memory.beside.needed_bytes - layout
     # Several sequences on Cloud Run, a layer without attention, heads of a size of their own.
     layers = {"attention.head_count_kv": [8] * 15 + [0], "attention.key_length": 128}
     other = fit("cloudrun:2GiB", llama_fields(**layers), context=300)
-    assert other.kv_cache_bytes == 4 * 512 * 15 * 8 * (128 + 128) * 2
+    assert other.beside.kv_cache_bytes == 4 * 512 * 15 * 8 * (128 + 128) * 2
 
 
 def test_what_fits_passes_the_packager_and_nothing_more() -> None:
     for text in ("lambda:1024MB", "lambda:10240MB", "cloudrun:4GiB"):
         memory = fit(text, llama_fields(), context=512)
         mib = memory.memory_bytes // MIB
-        limits.instance(memory.target, memory.weights_bytes, mib)
+        layout = MIB + memory.memory_bytes // 16384
+        needed = memory.weights_bytes + layout + memory.beside.needed_bytes
+        limits.instance(memory.target, needed, mib)
+        if needed == memory.memory_bytes:  # else the image is what is full
+            with pytest.raises(TooLargeError):
+                limits.instance(memory.target, needed + 1, mib)
         assert memory.weights_bytes <= (limits.image_bytes(memory.target) or mib * MIB)
 
 
@@ -129,41 +132,6 @@ def test_too_little_and_too_much_memory() -> None:
         fit("lambda:256MB", llama_fields())
     with pytest.raises(TooLargeError):
         fit("lambda:20480MB", llama_fields())
-
-
-def write_model(path: Path, *, hidden: int, heads: int, feed_forward: int, vocab: int) -> Path:
-    """A Llama of one layer whose weights are all zero."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(8192)
-    writer.add_embedding_length(hidden)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(feed_forward)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(heads // 2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokens += [f"t{i}" for i in range(vocab - len(tokens))]
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([-float(rank) for rank in range(vocab)])
-    writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * (vocab - 259)])
-    shapes = {
-        "token_embd": (vocab, hidden),
-        "output_norm": (hidden,),
-        "blk.0.attn_norm": (hidden,),
-        "blk.0.ffn_norm": (hidden,),
-        **{f"blk.0.attn_{part}": (hidden, hidden) for part in ("q", "output")},
-        **{f"blk.0.attn_{part}": (hidden // 2, hidden) for part in ("k", "v")},
-        **{f"blk.0.ffn_{part}": (feed_forward, hidden) for part in ("gate", "up")},
-        "blk.0.ffn_down": (hidden, feed_forward),
-    }
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def llama_buffers(path: Path, context: int, sequences: int) -> dict[str, float]:
@@ -191,10 +159,10 @@ def llama_buffers(path: Path, context: int, sequences: int) -> dict[str, float]:
     ],
 )
 def test_buffers_are_llama_cpps(tmp_path: Path, sizes: dict[str, int], context: int) -> None:
-    path = write_model(tmp_path / "model.gguf", **sizes)
+    path = zero_llama.write(tmp_path / "model.gguf", **sizes)
     fields = {name: field.contents() for name, field in open_gguf(path).fields.items()}
     memory = fit("cloudrun:4GiB", fields, context)
-    told = llama_buffers(path, context, memory.sequences)
-    assert memory.kv_cache_bytes == told["KV"]
+    told = llama_buffers(path, context, memory.beside.sequences)
+    assert memory.beside.kv_cache_bytes == told["KV"]
     compute = told["compute"] + told["output"]
-    assert compute * 0.99 <= memory.compute_bytes <= compute * 1.5
+    assert compute * 0.99 <= memory.beside.compute_bytes <= compute * 1.5

@@ -49,13 +49,33 @@ def test_help_lists_the_stages_and_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert "HEAVY []" in done.stdout
-    for stage in ("convert", "quantize", "evaluate", "report", "checkpoint", "package", "serve"):
+    for stage in (
+        "convert",
+        "quantize",
+        "evaluate",
+        "report",
+        "checkpoint",
+        "plan",
+        "package",
+        "deploy",
+        "serve",
+    ):
         assert re.search(rf"^\W+{stage} ", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
     "module",
-    ["convert", "calibrate", "quantize", "evaluate", "report", "checkpoint", "package", "recipe"],
+    [
+        "convert",
+        "calibrate",
+        "quantize",
+        "evaluate",
+        "report",
+        "checkpoint",
+        "plan",
+        "package",
+        "recipe",
+    ],
 )
 def test_importing_a_stage_loads_no_heavy_library(module: str) -> None:
     code = (

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldpress import cost
-from coldpress.cost import Instance, Platform, Price, Rate
+from coldpress.cost import Instance, Rate
+from coldpress.platforms import Platform, Price, table
 
 
 def price(gib: float, vcpu: float) -> Price:
@@ -51,15 +52,15 @@ def test_our_prices_give_the_same(
     platform: Platform, size: Instance, rate: Rate, usd: float
 ) -> None:
     """To three digits the request's own fee does not show."""
-    table = cost.prices().platforms
-    assert digits(cost.cost(platform, table[platform], size, rate).usd_per_request) == usd
+    prices = table().platforms
+    assert digits(cost.cost(platform, prices[platform], size, rate).usd_per_request) == usd
 
 
 def test_the_table_is_complete_dated_and_has_sources() -> None:
-    table = cost.prices()
-    assert set(table.platforms) == {"lambda-x86", "lambda-arm", "cloudrun"}
-    assert table.date.year >= 2026
-    for each in table.platforms.values():
+    found = table()
+    assert set(found.platforms) == {"lambda-x86", "lambda-arm", "cloudrun"}
+    assert found.date.year >= 2026
+    for each in found.platforms.values():
         assert each.sources and all(source.startswith("https://") for source in each.sources)
         assert 1e-7 <= each.usd_per_request <= 1e-6
 
@@ -97,13 +98,13 @@ _rates = st.lists(
 def test_the_cheapest_is_the_slow_search(
     platform: Platform, rss_mib: float, rates: list[Rate]
 ) -> None:
-    table = cost.prices().platforms[platform]
+    price_ = table().platforms[platform]
     seconds = []
     for rate in rates:
         if (size := cost.instance(platform, rss_mib, rate.threads)) is not None:
             assert size.memory_mib >= rss_mib and size.vcpu >= rate.threads
             seconds.append(
-                (size.memory_mib / 1024 * table.usd_per_gib_s + size.vcpu * table.usd_per_vcpu_s)
+                (size.memory_mib / 1024 * price_.usd_per_gib_s + size.vcpu * price_.usd_per_vcpu_s)
                 / rate.tok_per_s
             )
     found = cost.cheapest(platform, rss_mib, rates)
@@ -111,7 +112,7 @@ def test_the_cheapest_is_the_slow_search(
         assert found is None
         return
     assert found is not None
-    fee = table.usd_per_request / cost.REQUEST_TOKENS
+    fee = price_.usd_per_request / cost.REQUEST_TOKENS
     assert found.usd_per_million_tokens == pytest.approx(1e6 * (min(seconds) + fee))
     assert found.usd_per_request == pytest.approx(
         found.usd_per_million_tokens * found.request_tokens / 1e6

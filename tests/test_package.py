@@ -22,6 +22,7 @@ from coldpress.package.base import Base
 from coldpress.package.blobs import key_of
 from coldpress.package.bytecode import with_bytecode
 from coldpress.package.layer import Entry, File, Folder, Symlink
+from coldpress.platforms import Size
 
 ENTRIES: list[Entry] = [
     File("opt/b/run", b"#!", executable=True),
@@ -182,13 +183,19 @@ def test_runtime_layer_refuses_a_native_build(monkeypatch: pytest.MonkeyPatch) -
 
 def test_instance_grows_with_the_model_up_to_the_platform() -> None:
     gib = 1 << 30
-    assert limits.instance("lambda", gib, None) == limits.Size(3008, 0)
-    assert limits.instance("lambda", 4 * gib, None) == limits.Size(4608, 0)
-    assert limits.instance("cloudrun", 20 * gib, None) == limits.Size(20992, 8)
-    with pytest.raises(TooLargeError, match="needs 10752 MiB of memory; lambda is given 10240"):
-        limits.instance("lambda", 10 * gib, None)
+    assert limits.instance("lambda", gib, None) == Size(memory_mib=3008, vcpu=0)
+    assert limits.instance("lambda", 4 * gib, None) == Size(memory_mib=4096, vcpu=0)
+    assert limits.instance("cloudrun", gib, None) == Size(memory_mib=2048, vcpu=4)
+    assert limits.instance("cloudrun", 20 * gib, None) == Size(memory_mib=20480, vcpu=6)
+    # So little memory goes with few vCPUs only.
+    assert limits.instance("cloudrun", gib, 1024) == Size(memory_mib=1024, vcpu=2)
+    with pytest.raises(TooLargeError, match="needs 10241 MiB of memory; lambda is given 10240"):
+        limits.instance("lambda", 10 * gib + 1, None)
     with pytest.raises(TooLargeError, match="lambda is given 512 MiB"):
         limits.instance("lambda", gib, 512)
+    # What is less than the platform has is rounded up.
+    assert limits.instance("cloudrun", 1, 100) == Size(memory_mib=512, vcpu=2)
+    assert limits.instance("lambda-microvm", 5 * gib, None) == Size(memory_mib=8192, vcpu=0)
 
 
 def test_options_are_checked() -> None:

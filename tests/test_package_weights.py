@@ -21,7 +21,7 @@ def empty_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         layers=(), env=(), python="/usr/bin/python3", python_version="3.11", glibc="2.36"
     )
     monkeypatch.setattr(stage, "resolve", lambda _base, _work: nothing)
-    monkeypatch.setattr(stage.runtime, "entries", lambda _base: [File("opt/runtime", b"")])
+    monkeypatch.setattr(stage.runtime, "entries", lambda _base, **_: [File("opt/runtime", b"")])
 
 
 def weights(archive: Path, made: Packaged) -> list[tuple[str, list[str]]]:

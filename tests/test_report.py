@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldpress import artifact
-from coldpress.cost import prices
 from coldpress.errors import InputError, UsageError
 from coldpress.evaluate import result
 from coldpress.evaluate.result import Speed, SpeedPoint, TaskResult
+from coldpress.platforms import table
 from coldpress.report import ReportOptions, Row, plan, report, rows, words
 from coldpress.report.compare import pareto, recommend, scoring_of
 from tests import made_evaluations
@@ -150,7 +150,7 @@ def test_the_page_needs_nothing_from_outside(written: Path) -> None:
     checker.feed(html)
     assert not {"script", "link", "iframe", "img", "object"} & set(checker.tags)
     # Links may be followed; nothing is loaded.
-    sources = {source for price in prices().platforms.values() for source in price.sources}
+    sources = {source for price in table().platforms.values() for source in price.sources}
     assert all(link.startswith("#") or link in sources for link in checker.links)
     assert "@import" not in html
     assert set(re.findall(r"url\((?!#)", html)) == set()

@@ -36,14 +36,17 @@ _BACKENDS = re.compile(r"bin/libggml-cpu-\w+\.so")
 _NEEDS_GLIBC = re.compile(rb"GLIBC_2\.(\d+)")
 
 
-def distributions() -> dict[str, Distribution]:
+def distributions(*, aws: bool = False) -> dict[str, Distribution]:
     """The distributions that serving needs, with all they need, by normalized name.
+
+    Args:
+        aws: boto3 too, for checkpoints that are fetched from S3.
 
     Raises:
         ToolError: one is not installed.
     """
     found: dict[str, Distribution] = {}
-    wanted = list(_ROOTS)
+    wanted = [*_ROOTS, *(["boto3"] if aws else [])]
     while wanted:
         name = _normalize(wanted.pop())
         if name in found:
@@ -51,17 +54,19 @@ def distributions() -> dict[str, Distribution]:
         try:
             found[name] = distribution(name)
         except PackageNotFoundError as error:
-            raise ToolError(f"{name} is not installed", "pip install 'coldpress[serve]'") from error
+            raise ToolError(
+                f"{name} is not installed", "pip install 'coldpress[serve,aws]'"
+            ) from error
         wanted += _requires(found[name])
     return dict(sorted(found.items()))
 
 
-def versions() -> dict[str, str]:
+def versions(*, aws: bool = False) -> dict[str, str]:
     """Name → version of what the runtime layer holds."""
-    return {name: it.version for name, it in distributions().items()}
+    return {name: it.version for name, it in distributions(aws=aws).items()}
 
 
-def entries(base: Base) -> list[Entry]:
+def entries(base: Base, *, aws: bool = False) -> list[Entry]:
     """The runtime layer's files.
 
     Raises:
@@ -73,7 +78,7 @@ def entries(base: Base) -> list[Entry]:
             f"the base has Python {base.python_version}, this is Python {python_version()}",
             f"give a base with Python {python_version()}, or run coldpress with the base's Python",
         )
-    files = [file for it in distributions().values() for file in _files(it)]
+    files = [file for it in distributions(aws=aws).values() for file in _files(it)]
     if sum(1 for file in files if _BACKENDS.search(file.path)) < 2:
         raise ToolError(
             "llama-cpp-python was built for this machine's CPU alone",

@@ -1,24 +1,27 @@
 """Build the image of a checkpoint for one platform, and the files that deploy it."""
 
+import re
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
-from coldpress import __version__, artifact, libllama, progress
+from coldpress import __version__, artifact, libllama
 from coldpress.errors import InputError, TooLargeError, UsageError
-from coldpress.package import app, deploy, limits, runtime
+from coldpress.package import app, build, deploy, limits, model, runtime, sbom
 from coldpress.package.base import Base, architecture, resolve
 from coldpress.package.blobs import Blob, cached, key_of
+from coldpress.package.build import PackagedLayer, Parts
 from coldpress.package.bytecode import compiler, with_bytecode
-from coldpress.package.layer import Entry, File, Layer, unpacked_bytes
-from coldpress.package.limits import Target
-from coldpress.package.oci import Archive, Config
+from coldpress.package.layer import Entry, File, unpacked_bytes
+from coldpress.package.oci import Config
+from coldpress.platforms import Target
 
-IMAGE = "image.tar"
 MODEL = "opt/coldpress/model"
 _INDEX = "model.index.json"
 _PORT = 8080
+# It goes into an image's configuration: no spaces, quotes or credentials.
+_ADDRESS = re.compile(r"(https|s3|gs)://[\w.-]+(:\d+)?(/[\w.~%+=-]+)*/?")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class PackageOptions:
     ``base`` is ``debian``, an OCI layout (folder or archive) or a registry reference;
     ``limit_bytes`` the largest unpacked size, by default the platform's; ``memory_mib`` that of one
     instance, by default what the platform usually gives, or more where the model needs it;
-    ``system_prompt`` a text file, evaluated here once so that no instance has to.
+    ``system_prompt`` a text file, evaluated here once so that no instance has to; ``weights`` an
+    address (https, s3, gs) from which every instance fetches the checkpoint, instead of having it.
     """
 
     target: Target
@@ -36,6 +40,12 @@ class PackageOptions:
     limit_bytes: int | None = None
     memory_mib: int | None = None
     system_prompt: str | None = None
+    weights: str | None = None
+
+    @property
+    def fetches(self) -> bool:
+        """Whether the weights are fetched when an instance starts."""
+        return self.weights is not None or self.target == "lambda-snapstart"
 
     def __post_init__(self) -> None:
         if self.target not in get_args(Target):
@@ -44,21 +54,24 @@ class PackageOptions:
             number = getattr(self, name)
             if number is not None and number <= 0:
                 raise UsageError(f"{name} is {number}", "give a positive number")
-
-
-@dataclass(frozen=True)
-class PackagedLayer:
-    """One layer of an image and what it is for."""
-
-    purpose: str
-    digest: str
-    size_bytes: int
-    unpacked_bytes: int
+        if self.fetches and self.system_prompt is not None:
+            raise UsageError(
+                "a system prompt's state is shipped with the weights", "leave one of them out"
+            )
+        if self.target == "lambda-snapstart" and self.weights is not None:
+            raise UsageError(
+                "the template has the weights' address as a parameter", "leave --weights out"
+            )
+        if self.weights is not None and not _ADDRESS.fullmatch(self.weights):
+            raise UsageError(f"{self.weights!r} is no address", "https://…, s3://… or gs://…")
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """A built image: ``digest`` is its manifest's, ``size_bytes`` the archive's."""
+    """A built image: ``digest`` is its manifest's, ``size_bytes`` the archive's.
+
+    Of a zip the digest is its own, and there are no layers.
+    """
 
     path: Path
     archive: Path
@@ -87,12 +100,16 @@ def plan(
         inputs["system_prompt"] = Path(options.system_prompt)
         # The state's bits are those of the kernels that this CPU takes.
         plain["system_prompt"] = libllama.cpu_variant()
-    plain |= {"app": app.digest(), "runtime": runtime.versions(), "python": compiler()}
+    plain |= {
+        "app": app.digest(),
+        "runtime": runtime.versions(aws=_needs_boto3(options)),
+        "python": compiler(),
+    }
     return inputs, plain
 
 
 def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
-    """Build ``image.tar``, an OCI archive, and the platform's deployment files.
+    """Build ``image.tar``, an OCI archive, or ``function.zip``, and the platform's deployment files.
 
     Layers from below: base, runtime, weights, the system prompt's state, app; so new code leaves
     the weights' layers alone. Each shard is a layer of its own, fetched beside the others.
@@ -109,43 +126,49 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
     from coldpress.checkpoint import verify
 
     weights = _weights(checkpoint)
-    root = verify(checkpoint).root_sha256
+    facts = model.read(checkpoint, verify(checkpoint).root_sha256)
     inputs, plain = plan(checkpoint, out, options)
     with tempfile.TemporaryDirectory() as work:
         state = _prefix(checkpoint, options, Path(work))
         model_bytes = sum(unpacked_bytes(entries) for entries in (*weights, state))
-        size = limits.instance(options.target, model_bytes, options.memory_mib)
+        needed = model_bytes + model.memory(facts, options.target).needed_bytes
+        size = limits.instance(options.target, needed, options.memory_mib)
         base = resolve(options.base, Path(work))
-        libraries = _python_layer(runtime.entries(base))
-        program = _python_layer(app.entries())
-        blobs = [*base.layers, libraries, program]
-        unpacked = model_bytes + sum(blob.layer.unpacked_bytes for blob in blobs)
-        _check_size(unpacked, model_bytes, options)
+        fetched = options.fetches
+        parts = Parts(
+            base=base.layers,
+            runtime=_python_layer(runtime.entries(base, aws=_needs_boto3(options))),
+            weights=() if fetched else tuple(map(tuple, weights)),
+            state=() if fetched else tuple(state),
+            app=_python_layer(app.entries()),
+        )
+        unpacked = parts.unpacked_bytes
+        _check_size(unpacked, 0 if fetched else model_bytes, options)
+        config = _config(base, options.weights or f"/{MODEL}", facts.root_sha256)
         with artifact.create(out, "package", inputs=inputs, options=plain) as draft:
-            with (draft.folder / IMAGE).open("wb") as stream:
-                archive = Archive(stream)
-                for blob in base.layers:
-                    archive.copy_layer(blob, "base")
-                archive.copy_layer(libraries, "runtime")
-                with progress.task("writing the weights' layers", model_bytes) as tick:
-                    for entries in weights:
-                        archive.write_layer(entries, "weights", tick)
-                    if state:
-                        archive.write_layer(state, "prefix", tick)
-                archive.copy_layer(program, "app")
-                digest, layers = archive.finish(_config(base, options.target, root))
-            name = _model_name(checkpoint)
-            described = deploy.Deployment(options.target, digest, architecture(), size, name)
+            built = build.write(draft.folder, options.target, parts, config, facts.name)
+            described = deploy.Deployment(
+                options.target,
+                built.digest,
+                architecture(),
+                size,
+                facts.name,
+                config,
+                built.layers,
+            )
             deploy.write(draft.folder, described)
+            python = runtime.versions(aws=_needs_boto3(options))
+            listed = sbom.write(built.digest, base.layers, python, facts)
+            (draft.folder / sbom.NAME).write_bytes(listed)
     return Packaged(
         path=out,
-        archive=out / IMAGE,
+        archive=out / built.name,
         target=options.target,
-        digest=digest,
-        size_bytes=(out / IMAGE).stat().st_size,
+        digest=built.digest,
+        size_bytes=(out / built.name).stat().st_size,
         unpacked_bytes=unpacked,
         memory_mib=size.memory_mib,
-        layers=tuple(_describe(layer, purpose) for layer, purpose in layers),
+        layers=built.layers,
     )
 
 
@@ -182,35 +205,38 @@ def _python_layer(entries: list[Entry]) -> Blob:
     return cached(key, lambda: with_bytecode(entries))
 
 
-def _config(base: Base, target: Target, root_sha256: str) -> Config:
+def _config(base: Base, where: str, root_sha256: str) -> Config:
+    """How the image starts, the same for every target: Lambda does not mind a port."""
     env = {
         **dict(item.split("=", 1) for item in base.env if "=" in item),
-        "HOME": "/tmp",  # noqa: S108  # the one writable folder on both platforms
+        "HOME": "/tmp",  # noqa: S108  # the one writable folder on every platform
         # numpy is imported but multiplies nothing: its BLAS needs no threads, nor their memory.
         "OPENBLAS_NUM_THREADS": "1",
+        # Cloud Run sets it too; the server listens on all addresses where it is set.
+        "PORT": str(_PORT),
         "PYTHONPATH": f"/{app.APP}:/{runtime.SITE_PACKAGES}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    port = None
-    if target == "cloudrun":
-        # Cloud Run sets PORT too; the server listens on all addresses where it is set.
-        port = _PORT
-        env["PORT"] = str(_PORT)
     return Config(
-        name=f"coldpress-{target}",
+        name="coldpress",
         architecture=architecture(),
         # It speaks Lambda's Runtime API where Lambda starts it, else HTTP.
-        entrypoint=(base.python, "-m", "coldpress.serve", f"/{MODEL}"),
+        entrypoint=(base.python, "-m", "coldpress.serve", where),
         env=tuple(f"{key}={value}" for key, value in sorted(env.items())),
         labels={
             "coldpress.model.root_sha256": root_sha256,
-            "org.opencontainers.image.title": f"coldpress-{target}",
+            "org.opencontainers.image.title": "coldpress",
             "org.opencontainers.image.version": __version__,
         },
-        port=port,
+        port=_PORT,
     )
+
+
+def _needs_boto3(options: PackageOptions) -> bool:
+    """Whether the weights are fetched from S3, whose requests boto3 signs."""
+    return options.target == "lambda-snapstart" or (options.weights or "").startswith("s3://")
 
 
 def _check_size(unpacked: int, weights: int, options: PackageOptions) -> None:
@@ -226,16 +252,3 @@ def _check_size(unpacked: int, weights: int, options: PackageOptions) -> None:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
-def _model_name(checkpoint: Path) -> str:
-    from coldpress.checkpoint import gguf_header, source
-
-    name = gguf_header.read(source.locate(checkpoint)).field("general.name")
-    text = str(name.value()) if name else "a model"
-    # It goes into YAML and Markdown: letters, digits and a few signs only.
-    return "".join(sign for sign in text if sign.isalnum() or sign in " ._-").strip() or "a model"
-
-
-def _describe(layer: Layer, purpose: str) -> PackagedLayer:
-    return PackagedLayer(purpose, layer.digest, layer.size_bytes, layer.unpacked_bytes)

@@ -17,6 +17,7 @@ import numpy as np
 
 from coldpress import libllama
 from coldpress.errors import InputError, ToolError
+from coldpress.memory import read_shares
 from coldpress.progress import task
 from coldpress.quantize.encode import Bytes, encode
 from coldpress.quantize.types import TYPES, GgmlType
@@ -60,21 +61,9 @@ def measure(kinds: Iterable[GgmlType], threads: int) -> dict[str, float]:
 
 
 def read_share(reader: Any) -> dict[str, float]:
-    """Tensor → the share of its bytes that a token reads.
-
-    Of experts only the chosen are read, and of an embedding table that is not the head one row.
-    """
-    fields = {name: field for name, field in reader.fields.items() if ".expert_" in name}
-    counts = {name.rpartition(".")[2]: field.contents() for name, field in fields.items()}
-    experts = counts.get("expert_used_count", 1) / (counts.get("expert_count") or 1)
-    names = [tensor.name for tensor in reader.tensors]
-    untied = "output.weight" in names
-    return {
-        name: 0.0
-        if name == "token_embd.weight" and untied
-        else (experts if "_exps." in name else 1.0)
-        for name in names
-    }
+    """Tensor → the share of its bytes that a token reads; see ``memory.read_shares``."""
+    experts = {name: each.contents() for name, each in reader.fields.items() if ".expert_" in name}
+    return read_shares(experts, [tensor.name for tensor in reader.tensors])
 
 
 def _rows(kind: GgmlType) -> Bytes:

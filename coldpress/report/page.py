@@ -9,8 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from coldpress import __version__
-from coldpress.cost import REQUEST_TOKENS, Prices, prices
+from coldpress.cost import REQUEST_TOKENS
 from coldpress.evaluate.result import Evaluation
+from coldpress.platforms import Table, table
 from coldpress.report import sections, words
 from coldpress.report.compare import Compared, Row, base_of
 from coldpress.report.figures import Drawing
@@ -53,7 +54,7 @@ class Facts:
     categories: tuple[Categories, ...]
     tasks: tuple[TaskLine, ...]
     costs: tuple[Costs, ...]
-    prices: Prices
+    prices: Table
     request_tokens: int
     starts: tuple[Start, ...]
     grid: tuple[Point, ...]
@@ -79,7 +80,7 @@ def facts(compared: Compared, options: ReportOptions) -> Facts:
         categories=sections.categories(names, compared.answers),
         tasks=sections.tasks(read),
         costs=sections.costs(names, read),
-        prices=prices(),
+        prices=table(),
         request_tokens=REQUEST_TOKENS,
         starts=sections.starts(names, read),
         grid=sections.grid(names, read),
@@ -116,7 +117,8 @@ def _given(facts: Facts) -> dict[str, Any]:
 
 def plain(facts: Facts) -> dict[str, Any]:
     """The same as plain values."""
-    return {**asdict(facts), "prices": facts.prices.model_dump(mode="json")}
+    prices = facts.prices.model_dump(mode="json", include={"date", "platforms"})
+    return {**asdict(facts), "prices": prices}
 
 
 def _environment(*, escape: bool) -> Environment:

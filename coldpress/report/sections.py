@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import get_args
 
 from coldpress import cost
-from coldpress.cost import Cost, Platform, Rate
+from coldpress.cost import Cost, Rate
 from coldpress.evaluate.result import Evaluation, SpeedPoint
+from coldpress.platforms import Platform
 from coldpress.report.categories import Share, shares
 from coldpress.report.paired import ALPHA, Answers, Comparison, compare, holm
 

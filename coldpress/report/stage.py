@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from coldpress import __version__, artifact
-from coldpress.cost import PRICES
 from coldpress.errors import UsageError
+from coldpress.platforms import TABLE
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def plan(
     inputs = {f"evaluation {i:02d}": folder for i, folder in enumerate(evaluations)}
     made = measured_artifacts(evaluations)
     inputs |= {f"file {i:02d}": made[of] for i, of in enumerate(evaluations) if of in made}
-    prices = artifact.sha256_file(PRICES)
+    prices = artifact.sha256_file(TABLE)
     return inputs, {**asdict(options), "coldpress": __version__, "prices": prices}
 
 

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from coldpress.package.limits import Target
 from coldpress.package.lint.rootfs import Node
-from coldpress.package.lint.rule import ERROR, LAMBDA_IMAGES, WARNING, Subject, rule
+from coldpress.package.lint.rule import ERROR, LAMBDA_IMAGES, WARNING, Host, Subject, rule
 from coldpress.package.lint.scan import MAX_EXAMPLES, Noted
 
 # Where programs and their data lie; a distribution's own folders, and homes, are closed by right.
@@ -21,7 +20,7 @@ _EXECUTABLE_KINDS = (2, 3)
     "a layer's entry would be written outside the image's root",
     "https://cwe.mitre.org/data/definitions/22.html",
 )
-def escaping_entry(subject: Subject, _target: Target) -> Iterator[str]:
+def escaping_entry(subject: Subject, _target: Host) -> Iterator[str]:
     """Absolute, with `..`, or through a link that leads out."""
     yield from subject.noted("escaping-entry")
 
@@ -32,7 +31,7 @@ def escaping_entry(subject: Subject, _target: Target) -> Iterator[str]:
     "a layer holds device nodes; the platforms mount their own, and unpacking them needs root",
     "https://github.com/opencontainers/runtime-spec/blob/main/config-linux.md#default-devices",
 )
-def device_node(subject: Subject, _target: Target) -> Iterator[str]:
+def device_node(subject: Subject, _target: Host) -> Iterator[str]:
     """The platforms mount their own /dev."""
     yield from subject.noted("device-node")
 
@@ -43,7 +42,7 @@ def device_node(subject: Subject, _target: Target) -> Iterator[str]:
     "programs gain another user's rights; nothing here needs them",
     "https://cwe.mitre.org/data/definitions/250.html",
 )
-def setuid_file(subject: Subject, _target: Target) -> Iterator[str]:
+def setuid_file(subject: Subject, _target: Host) -> Iterator[str]:
     """Executables with setuid or setgid."""
     yield from subject.noted("setuid-file")
 
@@ -54,7 +53,7 @@ def setuid_file(subject: Subject, _target: Target) -> Iterator[str]:
     "a layer holds credentials, and keeps them even where a later layer deletes them",
     "https://docs.docker.com/build/building/secrets/",
 )
-def secret_in_layer(subject: Subject, _target: Target) -> Iterator[str]:
+def secret_in_layer(subject: Subject, _target: Host) -> Iterator[str]:
     """Keys, tokens, password files."""
     yield from subject.noted("secret-in-layer")
 
@@ -65,7 +64,7 @@ def secret_in_layer(subject: Subject, _target: Target) -> Iterator[str]:
     "loading a pickled model runs the code in it",
     "https://huggingface.co/docs/hub/security-pickle",
 )
-def pickled_model(subject: Subject, _target: Target) -> Iterator[str]:
+def pickled_model(subject: Subject, _target: Host) -> Iterator[str]:
     """Ship GGUF or safetensors."""
     yield from subject.noted("pickled-model")
 
@@ -76,7 +75,7 @@ def pickled_model(subject: Subject, _target: Target) -> Iterator[str]:
     "the user that the platform runs cannot read a file or enter a folder of the program",
     LAMBDA_IMAGES,
 )
-def unreadable_file(subject: Subject, target: Target) -> Iterator[str]:
+def unreadable_file(subject: Subject, target: Host) -> Iterator[str]:
     """Lambda's user owns nothing: files need o+r, folders o+rx."""
     found = Noted()
     for path, node in _program_nodes(subject):
@@ -93,7 +92,7 @@ def unreadable_file(subject: Subject, target: Target) -> Iterator[str]:
     "programs or libraries are for another CPU than the image",
     "https://github.com/opencontainers/image-spec/blob/main/config.md#properties",
 )
-def mixed_architecture(subject: Subject, _target: Target) -> Iterator[str]:
+def mixed_architecture(subject: Subject, _target: Host) -> Iterator[str]:
     """64-bit ELF files of the image's architecture are expected."""
     expected = _ELF.get(str(subject.image.config.get("architecture")))
     found = Noted()
@@ -109,7 +108,7 @@ def mixed_architecture(subject: Subject, _target: Target) -> Iterator[str]:
     "llama.cpp was built without variants for other CPUs: it may die of SIGILL on the platform's",
     "https://github.com/penkow/llama-lambda/issues/1",
 )
-def single_cpu_build(subject: Subject, _target: Target) -> Iterator[str]:
+def single_cpu_build(subject: Subject, _target: Host) -> Iterator[str]:
     """A `libggml-cpu.so`, and no `libggml-cpu-haswell.so` and the like."""
     names = [PurePosixPath(path).name for path, _ in subject.scanned.rootfs.files()]
     plain = any(name.startswith("libggml-cpu.so") for name in names)

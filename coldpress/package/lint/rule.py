@@ -4,19 +4,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from coldpress.package.limits import Target
 from coldpress.package.lint.image import Image
 from coldpress.package.lint.rootfs import Node
 from coldpress.package.lint.scan import Scanned
 
+Host = Literal["lambda", "cloudrun"]
+"""Whose rules."""
 Severity = Literal["error", "warning"]
-Check = Callable[["Subject", Target], Iterator[str]]
+Check = Callable[["Subject", Host], Iterator[str]]
 
-LAMBDA_ERROR: Mapping[Target, Severity] = {"lambda": "error"}
-LAMBDA_WARNING: Mapping[Target, Severity] = {"lambda": "warning"}
-CLOUDRUN_WARNING: Mapping[Target, Severity] = {"cloudrun": "warning"}
-ERROR: Mapping[Target, Severity] = {"lambda": "error", "cloudrun": "error"}
-WARNING: Mapping[Target, Severity] = {"lambda": "warning", "cloudrun": "warning"}
+LAMBDA_ERROR: Mapping[Host, Severity] = {"lambda": "error"}
+LAMBDA_WARNING: Mapping[Host, Severity] = {"lambda": "warning"}
+CLOUDRUN_WARNING: Mapping[Host, Severity] = {"cloudrun": "warning"}
+ERROR: Mapping[Host, Severity] = {"lambda": "error", "cloudrun": "error"}
+WARNING: Mapping[Host, Severity] = {"lambda": "warning", "cloudrun": "warning"}
 
 LAMBDA_IMAGES = "https://docs.aws.amazon.com/lambda/latest/dg/images-create.html"
 CLOUDRUN_CONTRACT = "https://cloud.google.com/run/docs/container-contract"
@@ -40,7 +41,7 @@ class Subject:
         if found.count > len(found.examples):
             yield f"and {found.count - len(found.examples)} more"
 
-    def allows(self, node: Node, bit: int, target: Target) -> bool:
+    def allows(self, node: Node, bit: int, target: Host) -> bool:
         """Whether the user that the platform runs may do ``bit`` (4 read, 1 execute) with a node.
 
         Lambda runs as a user that owns nothing; Cloud Run as the image says.
@@ -66,14 +67,14 @@ class Rule:
     """A check with its name, what it means, where it applies how gravely, and its source."""
 
     id: str
-    severities: Mapping[Target, Severity]
+    severities: Mapping[Host, Severity]
     sentence: str
     source: str
     check: Check
 
 
 def rule(
-    name: str, severities: Mapping[Target, Severity], sentence: str, source: str
+    name: str, severities: Mapping[Host, Severity], sentence: str, source: str
 ) -> Callable[[Check], Rule]:
     """Make a rule of a function that yields what breaks it."""
     return lambda check: Rule(name, severities, sentence, source, check)

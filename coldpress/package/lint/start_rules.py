@@ -5,7 +5,6 @@ import posixpath
 import re
 from collections.abc import Iterator
 
-from coldpress.package.limits import Target
 from coldpress.package.lint import content
 from coldpress.package.lint.image import texts
 from coldpress.package.lint.rootfs import Node
@@ -16,13 +15,14 @@ from coldpress.package.lint.rule import (
     LAMBDA_ERROR,
     LAMBDA_IMAGES,
     LAMBDA_WARNING,
+    Host,
     Subject,
     rule,
 )
 
 _ENVIRONMENT = "https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html"
 _INVOCATION = "https://docs.aws.amazon.com/lambda/latest/dg/troubleshooting-invocation.html"
-_ARCHITECTURES: dict[Target, tuple[str, ...]] = {
+_ARCHITECTURES: dict[Host, tuple[str, ...]] = {
     "lambda": ("amd64", "arm64"),
     "cloudrun": ("amd64",),
 }
@@ -38,7 +38,7 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @rule("operating-system", ERROR, "the platforms run Linux", LAMBDA_IMAGES)
-def operating_system(subject: Subject, _target: Target) -> Iterator[str]:
+def operating_system(subject: Subject, _target: Host) -> Iterator[str]:
     """By the config."""
     system = subject.image.config.get("os")
     if system != "linux":
@@ -51,7 +51,7 @@ def operating_system(subject: Subject, _target: Target) -> Iterator[str]:
     "Lambda runs amd64 and arm64, Cloud Run amd64; neither runs 32-bit programs",
     CLOUDRUN_CONTRACT,
 )
-def architecture(subject: Subject, target: Target) -> Iterator[str]:
+def architecture(subject: Subject, target: Host) -> Iterator[str]:
     """By the config."""
     found = subject.image.config.get("architecture")
     if found not in _ARCHITECTURES[target]:
@@ -59,7 +59,7 @@ def architecture(subject: Subject, target: Target) -> Iterator[str]:
 
 
 @rule("no-entrypoint", ERROR, "the image does not say what to start", LAMBDA_IMAGES)
-def no_entrypoint(subject: Subject, _target: Target) -> Iterator[str]:
+def no_entrypoint(subject: Subject, _target: Host) -> Iterator[str]:
     """Neither Entrypoint nor Cmd."""
     if not _command(subject):
         yield "neither Entrypoint nor Cmd"
@@ -71,7 +71,7 @@ def no_entrypoint(subject: Subject, _target: Target) -> Iterator[str]:
     "what the image starts is not in it (Runtime.InvalidEntrypoint)",
     _INVOCATION,
 )
-def entrypoint_missing(subject: Subject, _target: Target) -> Iterator[str]:
+def entrypoint_missing(subject: Subject, _target: Host) -> Iterator[str]:
     """The program, or the interpreter that its first line names."""
     if not _command(subject) or "zstd-layer" in subject.scanned.noted:
         return
@@ -88,7 +88,7 @@ def entrypoint_missing(subject: Subject, _target: Target) -> Iterator[str]:
     "the user that the platform runs may not execute what the image starts",
     _INVOCATION,
 )
-def entrypoint_not_executable(subject: Subject, target: Target) -> Iterator[str]:
+def entrypoint_not_executable(subject: Subject, target: Host) -> Iterator[str]:
     """Lambda's user owns nothing: the file needs o+x, and every folder above it."""
     for node in _find(subject, _command(subject)):
         if not subject.allows(node, 1, target):
@@ -102,7 +102,7 @@ def entrypoint_not_executable(subject: Subject, target: Target) -> Iterator[str]
     "what the image starts is for another CPU (exec format error)",
     CLOUDRUN_CONTRACT,
 )
-def entrypoint_architecture(subject: Subject, _target: Target) -> Iterator[str]:
+def entrypoint_architecture(subject: Subject, _target: Host) -> Iterator[str]:
     """A 32-bit program, or one of another machine."""
     program = _program(subject)
     expected = _ELF.get(str(subject.image.config.get("architecture")))
@@ -116,7 +116,7 @@ def entrypoint_architecture(subject: Subject, _target: Target) -> Iterator[str]:
     "Lambda wants an absolute working directory (Runtime.InvalidWorkingDir)",
     "https://github.com/openbridge/ob_bulkstash/issues/20",
 )
-def working_directory(subject: Subject, _target: Target) -> Iterator[str]:
+def working_directory(subject: Subject, _target: Host) -> Iterator[str]:
     """Where one is set."""
     folder = subject.image.run.get("WorkingDir")
     if folder and not str(folder).startswith("/"):
@@ -129,7 +129,7 @@ def working_directory(subject: Subject, _target: Target) -> Iterator[str]:
     "Lambda reserves these variables and sets them itself",
     _ENVIRONMENT,
 )
-def reserved_environment(subject: Subject, _target: Target) -> Iterator[str]:
+def reserved_environment(subject: Subject, _target: Host) -> Iterator[str]:
     """Whoever reads them gets other values there."""
     yield from (name for name in subject.image.env if _RESERVED.fullmatch(name))
 
@@ -140,7 +140,7 @@ def reserved_environment(subject: Subject, _target: Target) -> Iterator[str]:
     "Lambda gives a function's variables 4 KB in all",
     "https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html",
 )
-def environment_size(subject: Subject, _target: Target) -> Iterator[str]:
+def environment_size(subject: Subject, _target: Host) -> Iterator[str]:
     """The limit is documented for the function's own; an image's are beside them."""
     size = sum(len(it.encode()) + 1 for it in texts(subject.image.run.get("Env")))
     if size > _MAX_ENVIRONMENT_BYTES:
@@ -153,7 +153,7 @@ def environment_size(subject: Subject, _target: Target) -> Iterator[str]:
     "everyone who can pull the image reads this in its config",
     "https://docs.docker.com/reference/build-checks/secrets-used-in-arg-or-env/",
 )
-def secret_in_config(subject: Subject, _target: Target) -> Iterator[str]:
+def secret_in_config(subject: Subject, _target: Host) -> Iterator[str]:
     """In variables, labels, arguments or the history."""
     named = [name for name, value in subject.image.env.items() if value and _SECRET.fullmatch(name)]
     yield from (f"the variable {name}" for name in named)
@@ -167,7 +167,7 @@ def secret_in_config(subject: Subject, _target: Target) -> Iterator[str]:
     "on Lambda only /tmp can be written",
     LAMBDA_IMAGES,
 )
-def writes_outside_tmp(subject: Subject, _target: Target) -> Iterator[str]:
+def writes_outside_tmp(subject: Subject, _target: Host) -> Iterator[str]:
     """Variables that name folders to write into."""
     for name in _WRITTEN:
         value = subject.image.env.get(name)
@@ -181,7 +181,7 @@ def writes_outside_tmp(subject: Subject, _target: Target) -> Iterator[str]:
     "Cloud Run sends requests to PORT, 8080 by default, and the image exposes others",
     CLOUDRUN_CONTRACT,
 )
-def port_mismatch(subject: Subject, _target: Target) -> Iterator[str]:
+def port_mismatch(subject: Subject, _target: Host) -> Iterator[str]:
     """Set containerPort, or let the program listen on PORT."""
     exposed = subject.image.run.get("ExposedPorts")
     ports = sorted(exposed) if isinstance(exposed, dict) else []
@@ -196,7 +196,7 @@ def port_mismatch(subject: Subject, _target: Target) -> Iterator[str]:
     "the container runs as root",
     "https://docs.docker.com/build/building/best-practices/#user",
 )
-def root_user(subject: Subject, _target: Target) -> Iterator[str]:
+def root_user(subject: Subject, _target: Host) -> Iterator[str]:
     """Lambda runs its own user whatever the image says."""
     user = str(subject.image.run.get("User") or "").partition(":")[0]
     if user in ("", "0", "root"):

@@ -7,9 +7,8 @@ from typing import get_args
 
 from coldpress import progress
 from coldpress.errors import GateError, UsageError, one_line
-from coldpress.package.limits import Target
 from coldpress.package.lint import file_rules, form_rules, image, start_rules
-from coldpress.package.lint.rule import Rule, Severity, Subject
+from coldpress.package.lint.rule import Host, Rule, Severity, Subject
 from coldpress.package.lint.scan import scan
 from coldpress.package.stores import Store, open_store
 
@@ -25,12 +24,12 @@ RULES: tuple[Rule, ...] = tuple(
 class LintOptions:
     """``target`` is the platform, by default both; ``limit_bytes`` replaces its unpacked size."""
 
-    target: Target | None = None
+    target: Host | None = None
     limit_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.target is not None and self.target not in get_args(Target):
-            raise UsageError(f"no target {self.target!r}", f"one of: {', '.join(get_args(Target))}")
+        if self.target is not None and self.target not in get_args(Host):
+            raise UsageError(f"no target {self.target!r}", f"one of: {', '.join(get_args(Host))}")
         if self.limit_bytes is not None and self.limit_bytes <= 0:
             raise UsageError(f"limit_bytes is {self.limit_bytes}", "give a positive number")
 
@@ -41,7 +40,7 @@ class Finding:
 
     rule: str
     severity: Severity
-    targets: tuple[Target, ...]
+    targets: tuple[Host, ...]
     sentence: str
     where: tuple[str, ...]
     source: str
@@ -76,7 +75,7 @@ def lint(source: Path | Store, options: LintOptions | None = None) -> Linted:
     with progress.task("reading the layers", sum(sizes)) as tick:
         scanned = scan(store, read, tick)
     subject = Subject(read, scanned, options.limit_bytes)
-    targets = (options.target,) if options.target else get_args(Target)
+    targets = (options.target,) if options.target else get_args(Host)
     findings = [finding for rule in RULES for finding in _check(rule, subject, targets)]
     return Linted(
         path=store.name,
@@ -118,9 +117,9 @@ def lines(linted: Linted) -> list[str]:
     return shown
 
 
-def _check(rule: Rule, subject: Subject, targets: Sequence[Target]) -> list[Finding]:
+def _check(rule: Rule, subject: Subject, targets: Sequence[Host]) -> list[Finding]:
     """One finding per rule, of its gravest severity among the platforms."""
-    broken: dict[Target, tuple[str, ...]] = {}
+    broken: dict[Host, tuple[str, ...]] = {}
     for target in targets:
         if target in rule.severities and (where := tuple(rule.check(subject, target))):
             broken[target] = where

@@ -29,10 +29,20 @@ class Access:
     Args:
         keys: one of which must come as ``Authorization: Bearer KEY``; none asks for none.
         logs: whether to print a JSON line per request on stdout.
+        open_paths: what a platform asks for without a key, beside what every one does.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str], logs: bool, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Sequence[str],
+        logs: bool,
+        metrics: Metrics,
+        open_paths: frozenset[str] = frozenset(),
+    ) -> None:
         self._app = app
+        self._open = _OPEN | open_paths
         # Digests have one length, so that comparing them takes one time.
         self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._logs = logs
@@ -58,7 +68,7 @@ class Access:
         try:
             if _too_many(headers):
                 await _refuse(scope, noted, 431, "the headers are too large", "headers_too_large")
-            elif scope["path"] in _OPEN or self._may(headers, scope):
+            elif scope["path"] in self._open or self._may(headers, scope):
                 await self._app(scope, receive, noted)
             else:
                 await _refuse(scope, noted, 401, "a valid API key is needed", "invalid_api_key")

@@ -1,6 +1,7 @@
 """The HTTP front: OpenAI's routes on Starlette, listening before the model is loaded."""
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +21,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from coldpress.errors import UsageError
+from coldpress.serve.api import microvm
 from coldpress.serve.api.access import Access
 from coldpress.serve.api.body import Bodies
 from coldpress.serve.api.embeddings import embeddings
@@ -157,7 +159,14 @@ def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlet
             return _Stream(answering)
         return await _whole(request, answering)
 
-    access = Middleware(Access, keys=options.keys, logs=options.log_requests, metrics=metrics)
+    hooks = microvm.routes(engine) if microvm.ENABLED in os.environ else []
+    access = Middleware(
+        Access,
+        keys=options.keys,
+        logs=options.log_requests,
+        metrics=metrics,
+        open_paths=frozenset(hook.path for hook in hooks),
+    )
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(options.origins),
@@ -175,6 +184,7 @@ def build_app(engine: Engine, options: HttpOptions, closing: Closing) -> Starlet
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/", page),
+            *hooks,
         ],
         # A page of another site asks without a key whether it may ask.
         middleware=[*([cors] if options.origins else []), access],

@@ -10,6 +10,7 @@ body itself (streams with ``"stream": true``).
 """
 
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -55,11 +56,17 @@ def run(engine: Engine, api: RuntimeApi) -> None:
     Raises:
         ColdpressError: the engine failed; Lambda then starts another environment.
     """
-    if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand") != "on-demand":
+    started = os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand")
+    if started != "on-demand":
         # Provisioned or to be snapshotted: nobody waits, and what is loaded now stays loaded.
         engine.wait()
     if engine.failure is not None:
         api.fail_init(FunctionError("Coldpress.load_failed", engine.failure.message))
+    elif started == "snap-start":
+        # Seeds, ids and keys come from the kernel when they are needed, so that copies of this
+        # process draw different ones; Python's own generator is a part of the copy.
+        api.restored()
+        random.seed()
     while engine.failure is None:
         invocation = api.next()
         try:

@@ -100,6 +100,9 @@ class RuntimeServer(ThreadingHTTPServer):
         self.asked = threading.Event()
         """Set while the runtime waits for an event."""
         self.init_failure: FunctionError | None = None
+        self.snapshot = threading.Event()
+        """Set when the runtime is ready for its snapshot; it goes on when ``resumed`` is."""
+        self.resumed = threading.Event()
         self._events: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._calls: dict[str, Call] = {}
         self._count = 0
@@ -123,6 +126,7 @@ class RuntimeServer(ThreadingHTTPServer):
     def give_up(self, failure: FunctionError) -> None:
         """The runtime is gone: every call ends, those to come too; the first reason stays."""
         self._gone = self._gone or failure
+        self.resumed.set()
         self._events.put(None)
         for call in list(self._calls.values()):
             call.end(self._gone)
@@ -152,6 +156,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: RuntimeServer
 
     def do_GET(self) -> None:
+        if self.path == f"{ROOT}/restore/next":
+            self.server.snapshot.set()
+            self.server.resumed.wait()
+            self._say(200)
+            return
         if self.path != f"{ROOT}/invocation/next":
             self._say(404)
             return
