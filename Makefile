@@ -44,7 +44,7 @@ clean: ## remove what was built here; the caches in $COLDPRESS_CACHE stay
 
 $(VENV)/.demo: pyproject.toml constraints.txt runtime.txt
 	.ci/packages gcc g++ mmdebstrap
-	.ci/venv $(PYTHON) $(VENV) compress,evaluate,report,serve,package
+	.ci/venv $(PYTHON) $(VENV) compress,evaluate,report,serve,package,sign
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
