@@ -2,10 +2,8 @@
 
 import base64
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import model_signing_peer
 from coldpress import signatures
 from coldpress.checkpoint import signing
 from coldpress.errors import InputError, IntegrityError, SignatureError
@@ -198,11 +197,10 @@ def test_a_signed_statement_is_still_judged(model: Path, keys: tuple[Path, Path]
 
 
 def peer() -> Path:
-    """The command of OpenSSF's package: in this environment, or where the variable says."""
-    given = os.environ.get("COLDPRESS_MODEL_SIGNING")
-    found = Path(given) if given else Path(sys.executable).with_name("model_signing")
+    """The command of OpenSSF's package, which `make test` installs."""
+    found = model_signing_peer.program()
     if not found.is_file():
-        pytest.skip("needs model_signing (pip install model-signing pyopenssl)")
+        pytest.skip("needs model_signing; `python -m benchmarks.model_signing_peer` installs it")
     return found
 
 

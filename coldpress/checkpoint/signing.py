@@ -25,7 +25,7 @@ _IGNORED = (".git", ".gitattributes", ".github", ".gitignore", MANIFEST, SIGNATU
 
 @dataclass(frozen=True)
 class Signed:
-    """A signature that was written; ``root_sha256`` is over the files' digests in order of name."""
+    """A signature that was written; ``root_sha256`` is over the files' digests in order of their names."""
 
     path: Path
     n_files: int
