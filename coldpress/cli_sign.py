@@ -20,15 +20,22 @@ def sign(
     json_: Json = False,
 ) -> None:
     """Sign a checkpoint (as OpenSSF model-signing does) or a package's provenance."""
-    from coldpress.checkpoint import signing
+    from coldpress import checkpoint
+    from coldpress.checkpoint import index, signing
+    from coldpress.checkpoint.safetensors_folder import is_safetensors, verify_folder
     from coldpress.package import provenance
+    from coldpress.package import verify as verify_package
 
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder", "give what checkpoint or package wrote")
+    # What is damaged must not become what somebody vouches for.
     if (folder / provenance.NAME).is_file():
+        verify_package.folder(folder)
         path = provenance.sign(folder, key)
         print_result({"path": str(path)}, json_, str(path))
         return
+    if (folder / index.INDEX_NAME).is_file():
+        (verify_folder if is_safetensors(folder) else checkpoint.verify)(folder)
     print_result(signing.sign(folder, key), json_)
 
 
@@ -39,6 +46,9 @@ def verify(
     ],
     public_key: Annotated[
         Path | None, typer.Option(help="EC public key, PEM: it must be signed with its other half")
+    ] = None,
+    provenance: Annotated[
+        Path | None, typer.Option(help="of an image: a package's provenance.sigstore.json")
     ] = None,
     chunk: Annotated[
         list[str] | None, typer.Option(help="a chunk or a range, 7 or 0-5; repeatable")
@@ -54,20 +64,22 @@ def verify(
     place = Path(path)
     made = artifact.read(place).stage if (place / artifact.MANIFEST).is_file() else None
     is_image = not place.exists() or _is_image(place)
-    if made not in (None, "checkpoint") or is_image:
-        if chunk or tensor:
-            raise UsageError(f"{path} has no chunks", "only checkpoints have; leave --chunk out")
-        if made == "package":
-            _print(_package(place, public_key), json_)
-        elif public_key is not None:
-            raise UsageError(f"{path} carries no signature", "only checkpoints and packages do")
-        elif is_image:
-            _print(_image(path, insecure), json_)
-        else:
-            artifact.verify(place)
-            print_result({"path": path, "verified": True}, json_, f"{path}: every file is intact")
-        return
-    _checkpoint(place, public_key, chunk, tensor, threads, json_)
+    if provenance is not None and (public_key is None or not is_image):
+        raise UsageError(f"{provenance} goes with an image and --public-key", "give these too")
+    has_chunks = made in (None, "checkpoint") and not is_image
+    if (chunk or tensor) and not has_chunks:
+        raise UsageError(f"{path} has no chunks", "only checkpoints have; leave --chunk out")
+    if public_key is not None and provenance is None and not (has_chunks or made == "package"):
+        raise UsageError(f"{path} carries no signature", "an image's is given with --provenance")
+    if made == "package":
+        _print(_package(place, public_key), json_)
+    elif is_image:
+        _print(_image(path, insecure, provenance, public_key), json_)
+    elif has_chunks:
+        _checkpoint(place, public_key, chunk, tensor, threads, json_)
+    else:
+        artifact.verify(place)
+        print_result({"path": path, "verified": True}, json_, f"{path}: every file is intact")
 
 
 def _checkpoint(
@@ -111,14 +123,14 @@ def _package(path: Path, public_key: Path | None) -> Any:
     return verify.folder(path, public_key)
 
 
-def _image(name: str, insecure: bool) -> Any:
+def _image(name: str, insecure: bool, statement: Path | None, key: Path | None) -> Any:
     from coldpress.package import registry, verify
     from coldpress.package.stores import open_store
 
     if not Path(name).exists() and registry.looks_like(name):
         with registry.opened(name, insecure=insecure) as remote:
-            return verify.image(remote)
-    return verify.image(open_store(Path(name)))
+            return verify.image(remote, statement, key)
+    return verify.image(open_store(Path(name)), statement, key)
 
 
 def _print(checked: Any, json_: bool) -> None:

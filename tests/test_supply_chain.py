@@ -13,6 +13,7 @@ import pytest
 from coldpress.checkpoint import signing
 from coldpress.errors import IntegrityError, SignatureError
 from coldpress.package import PackageOptions, package, provenance, registry, sbom, verify
+from coldpress.package.stores import open_store
 from tests import packages, registries
 from tests.test_cli import coldpress, refused
 from tests.test_signing import flip, make_key
@@ -208,6 +209,9 @@ def test_an_image_is_checked_wherever_it_is(built: Path, tmp_path: Path) -> None
         registry.push(archive, f"{host}/model:1")
         found = json.loads(coldpress("verify", f"{host}/model:1", "--json").stdout)
         assert found["digest"] == digest
+        signed = built / "lambda" / provenance.SIGNATURE
+        both = ["--public-key", built / "key.pub", "--provenance", signed]
+        assert json.loads(coldpress("verify", f"{host}/model:1", *both, "--json").stdout)["signed"]
         blob = next(
             (tmp_path / "data").glob(f"docker/registry/v2/blobs/sha256/*/{digest[7:]}/data")
         )
@@ -217,6 +221,30 @@ def test_an_image_is_checked_wherever_it_is(built: Path, tmp_path: Path) -> None
         refused(coldpress("verify", f"{host}/model:1"), 15, f"layer 4, sha256:{weights}")
     assert json.loads(coldpress("verify", archive, "--json").stdout)["digest"] == digest
     refused(coldpress("verify", archive, "--public-key", built / "key.pub"), 2, "no signature")
+
+
+def test_a_statement_about_another_image_is_refused(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages.small_base(monkeypatch, tmp_path)
+    smaller = PackageOptions(target="cloudrun", weights="https://example.org/model")
+    other = package(built / "checkpoint", tmp_path / "other", smaller)
+    signed = built / "lambda" / provenance.SIGNATURE
+    with pytest.raises(SignatureError, match=f"the image is {other.digest}"):
+        verify.image(open_store(other.archive), signed, built / "key.pub")
+    made = verify.image(open_store(built / "lambda" / "image.tar"), signed, built / "key.pub")
+    assert made.signed
+
+
+def test_what_is_damaged_is_not_signed(built: Path, made: Path, tmp_path: Path) -> None:
+    (made / provenance.SIGNATURE).unlink()
+    flip(made / "template.yaml")
+    refused(coldpress("sign", made, "--key", built / "key.pem"), 15, r"template\.yaml")
+    assert not (made / provenance.SIGNATURE).exists()
+    folder = shutil.copytree(built / "checkpoint", tmp_path / "checkpoint")
+    flip(folder / "model-00003-of-00003.gguf")
+    refused(coldpress("sign", folder, "--key", built / "key.pem"), 15, "chunk")
+    assert not (folder / signing.SIGNATURE).exists()
 
 
 def test_a_checkpoints_signature_goes_with_it_through_a_registry(
@@ -240,3 +268,4 @@ def test_the_commands(made: Path, built: Path) -> None:
     assert done.returncode == 0 and done.stdout.strip() == str(made)
     assert len(done.stderr.splitlines()) == 6
     refused(coldpress("verify", made, "--chunk", "1"), 2, "has no chunks")
+    refused(coldpress("verify", made, *key, "--provenance", made), 2, "goes with an image")

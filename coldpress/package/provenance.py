@@ -124,6 +124,25 @@ def verify_signature(folder: Path, public_key: Path) -> None:
         )
 
 
+def check_signed(bundle: Path, public_key: Path, digest: str) -> None:
+    """Check that a signed statement is about an image.
+
+    Raises:
+        SignatureError: it is not signed with this key, or is about another image.
+    """
+    payload = signatures.opened(bundle, public_key)
+    stated = signatures.statement(payload, _PREDICATE_TYPE, str(bundle))
+    try:
+        about = {it["name"]: it["digest"]["sha256"] for it in stated["subject"]}
+    except (KeyError, TypeError) as error:
+        raise SignatureError(f"{bundle} names no image", "sign the package again") from error
+    if about.get(IMAGE) != digest.removeprefix("sha256:"):
+        raise SignatureError(
+            f"{bundle} is about {about.get(IMAGE, 'a zip')[:64]}, the image is {digest}",
+            "do not use the image, or give its own statement",
+        )
+
+
 def _subjects(folder: Path, names: Iterable[str], name: str, digest: str) -> list[dict[str, Any]]:
     """What was built: the image by its digest, and every file beside it."""
     stated = {IMAGE if name.endswith(".tar") else name: digest.removeprefix("sha256:")}

@@ -74,15 +74,23 @@ def folder(path: Path, public_key: Path | None = None) -> Checked:
     return Checked(str(path), seen.digest, tuple(said), public_key is not None)
 
 
-def image(store: Store) -> Checked:
+def image(store: Store, statement: Path | None = None, public_key: Path | None = None) -> Checked:
     """Check an image alone: every blob by its digest, and the model in it by its index.
+
+    Args:
+        statement: a package's signed provenance, which must be about this image; with ``public_key``.
 
     Raises:
         InputError: there is no image.
         IntegrityError: something differs; it is named.
+        SignatureError: the statement is not signed with this key, or is about another image.
     """
     seen = _image(store)
-    return Checked(store.name, seen.digest, seen.said)
+    if statement is None or public_key is None:
+        return Checked(store.name, seen.digest, seen.said)
+    provenance.check_signed(statement, public_key, seen.digest)
+    said = f"{statement}: signed with {public_key}, and about this image"
+    return Checked(store.name, seen.digest, (*seen.said, said), signed=True)
 
 
 def _image(store: Store) -> _Image:
