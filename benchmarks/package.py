@@ -37,10 +37,11 @@ from tests.registries import registry
 REPORT = Path(__file__).resolve().parents[1] / "reports/package.json"
 PARTS = ("build", "push", "plan", "variants")
 _BUILD = """
-import sys
+import os, sys
 from pathlib import Path
 from coldpress.package import PackageOptions, package
-package(Path(sys.argv[1]), Path(sys.argv[2]), PackageOptions(target="compose"))
+os.umask(int(sys.argv[3], 8))
+print(package(Path(sys.argv[1]), Path(sys.argv[2]), PackageOptions(target="compose")).digest)
 """
 _COPY = """
 import shutil, sys
@@ -67,19 +68,31 @@ def build(rounds: int, scratch: Path) -> dict[str, Any]:
     bud += ["--runroot", str(scratch / "run"), "bud", "--quiet", "--layers=false"]
     bud += ["--isolation", "chroot", "--tag", "image", str(context)]
     runs: dict[str, list[Run]] = {"coldpress": [], "copy twice": [], "buildah": []}
-    for _ in range(rounds):
-        out, copies = scratch / "out", scratch / "copies"
+    digests = set()
+    for number in range(rounds):
+        # Another folder and another umask each time: the image is the same.
+        out, copies, umask = (
+            scratch / f"out{number}",
+            scratch / "copies",
+            ("022", "077")[number % 2],
+        )
         copies.mkdir()
-        runs["coldpress"].append(_timed([sys.executable, "-c", _BUILD, str(checkpoint), str(out)]))
+        argv = [sys.executable, "-c", _BUILD, str(checkpoint), str(out), umask]
+        taken, said = _timed(argv)
+        digests.add(said.strip())
+        runs["coldpress"].append(taken)
         shutil.rmtree(out)
         weights = str(checkpoint / "model.gguf")
-        runs["copy twice"].append(_timed([sys.executable, "-c", _COPY, weights, str(copies)]))
+        runs["copy twice"].append(_timed([sys.executable, "-c", _COPY, weights, str(copies)])[0])
         shutil.rmtree(copies)
-        runs["buildah"].append(_timed(bud))
+        runs["buildah"].append(_timed(bud)[0])
         for folder in ("root", "run"):
             shutil.rmtree(scratch / folder, ignore_errors=True)
         print({name: taken[-1] for name, taken in runs.items()}, file=sys.stderr)
-    return {"size_bytes": (checkpoint / "model.gguf").stat().st_size, "runs": runs}
+    if len(digests) != 1:
+        raise SystemExit(f"the same image has several digests: {digests}")
+    size = (checkpoint / "model.gguf").stat().st_size
+    return {"size_bytes": size, "digest": digests.pop(), "runs": runs}
 
 
 def _context(checkpoint: Path, scratch: Path) -> Path:
@@ -108,20 +121,25 @@ def _context(checkpoint: Path, scratch: Path) -> Path:
     return context
 
 
-def _timed(argv: Sequence[str]) -> Run:
-    """Wall seconds, CPU seconds and peak memory of a process and those that it waits for."""
-    began = time.monotonic()
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    said = process.stderr.read() if process.stderr else b""
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{argv[0]} failed: {said.decode(errors='replace')[-500:]}")
-    return {
-        "seconds": round(time.monotonic() - began, 3),
-        "cpu_s": round(used.ru_utime + used.ru_stime, 3),
-        "peak_rss_mib": round(used.ru_maxrss / 1024, 1),
-    }
+def _timed(argv: Sequence[str]) -> tuple[Run, str]:
+    """Wall seconds, CPU seconds and peak memory of a process and those that it waits for; what it printed."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        began = time.monotonic()
+        process = subprocess.Popen(argv, stdout=out, stderr=err)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        for stream in (out, err):
+            stream.seek(0)
+        if process.returncode:
+            said = err.read().decode(errors="replace")[-500:]
+            raise SystemExit(f"{argv[0]} failed: {said}")
+        taken = {
+            "seconds": round(seconds, 3),
+            "cpu_s": round(used.ru_utime + used.ru_stime, 3),
+            "peak_rss_mib": round(used.ru_maxrss / 1024, 1),
+        }
+        return taken, out.read().decode()
 
 
 def pushes(scratch: Path) -> dict[str, Any]:
