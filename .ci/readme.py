@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def generated(reports: Path) -> dict[str, str]:
     """Part name → Markdown."""
-    demo, equal_bytes, ablation, evaluate, load, prefix, serve = (
-        json.loads((reports / f"{name}.json").read_text())
-        for name in ("demo", "equal_bytes", "ablation", "evaluate", "load", "prefix", "serve")
+    names = ("demo", "equal_bytes", "ablation", "evaluate", "load", "prefix", "serve", "package")
+    demo, equal_bytes, ablation, evaluate, load, prefix, serve, package = (
+        json.loads((reports / f"{name}.json").read_text()) for name in names
     )
     return {
         "results": _results(demo),
@@ -22,6 +22,7 @@ def generated(reports: Path) -> dict[str, str]:
         "evaluate": _evaluate(evaluate),
         "load": _load(load, prefix),
         "serve": _serve(serve),
+        "package": _package(package),
         "transcript": _transcript(demo),
     }
 
@@ -183,6 +184,35 @@ def _cloud(row: dict[str, Any]) -> str:
         f"| {row['model']} | {row['target']} | {row['memory_mib']:,} MB |"
         f" {row['vcpu']:.1f} / {row['vcpu_here']:.1f} | {row['cold_start_s']:.2f} s |"
         f" {row['tok_s']:.1f} | {1000 * row['usd_per_request']:.3f} |"
+    )
+
+
+def _package(report: dict[str, Any]) -> str:
+    head = report["headline"]
+    rows = [
+        ("image of 0.95 GB of weights: time to build over copying them twice", "build_vs_copy_twice", "{:.2f}×"),
+        ("… `buildah bud` of the equivalent Dockerfile, over ours", "build_speedup_vs_buildah", "{:.1f}×"),
+        ("… peak memory", "build_peak_rss_mib", "{:.0f} MiB"),
+        ("… sent to a registry after a change of the app", "rebuild_pushed_bytes", "{:,.0f} bytes"),
+        ("`lint`: rules, each with its source", "lint_rules", "{:.0f}"),
+        ("`plan` of three sizes against podman, largest error: memory", "plan_memory_error_pct", "{:.0f} %"),
+        ("… tok/s", "plan_tok_s_error_pct", "{:.0f} %"),
+        ("… cold start", "plan_cold_start_error_pct", "{:.0f} %"),
+    ]  # fmt: skip
+    speeds = {
+        name: each["decode_tok_s"] for name, each in report["variants"]["tok_s"].items() if each
+    }
+    ranked = sorted(speeds, key=lambda name: -speeds[name])
+    return "\n".join(
+        [
+            "| images | |",
+            "| --- | ---: |",
+            *(f"| {what} | {form.format(head[key])} |" for what, key, form in rows if key in head),
+            "",
+            "One image runs on every x86-64 CPU; the demo model's tok/s by instruction set, all on the same CPU: "
+            + ", ".join(f"{name} {speeds[name]:,.0f}" for name in ranked)
+            + " ([reports/package.json](reports/package.json), [docs/packaging.md](docs/packaging.md)).",
+        ]
     )
 
 

@@ -23,25 +23,29 @@ _Q4_K = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u
 _Q6_K = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])
 
 
-def checkpoint() -> Path:
-    """The coldpress checkpoint of the Q4_K file, about 0.95 GB, made on first use."""
+def checkpoint(layers: int = LAYERS) -> Path:
+    """The coldpress checkpoint of the Q4_K file, about 0.95 GB with all layers, made on first use."""
     from coldpress import checkpoint as stage
 
-    out = FOLDER / "checkpoint"
+    out = FOLDER / f"checkpoint{_suffix(layers)}"
     if not (out / "manifest.json").is_file():
-        stage.checkpoint(plain(), out)
+        stage.checkpoint(plain(layers), out)
     return out
 
 
-def plain() -> Path:
+def plain(layers: int = LAYERS) -> Path:
     """The same tensors as a plain GGUF, as llama.cpp's tools would have written it."""
-    path = FOLDER / "plain.gguf"
+    path = FOLDER / f"plain{_suffix(layers)}.gguf"
     if not path.is_file():
         FOLDER.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        _write(partial)
+        _write(partial, layers)
         partial.rename(path)
     return path
+
+
+def _suffix(layers: int) -> str:
+    return "" if layers == LAYERS else f"-{layers}"
 
 
 def original() -> Path:
@@ -79,10 +83,10 @@ def image() -> Path:
     return path
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+def shapes(layers: int = LAYERS) -> dict[str, tuple[int, ...]]:
     """Tensor → shape, output dimension first, by their GGUF names."""
     found: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCABULARY, WIDTH)}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         block = {
             "attn_norm": (WIDTH,),
             "attn_q": (HEADS * HEAD, WIDTH),
@@ -98,7 +102,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return {**found, "output_norm.weight": (WIDTH,), "output.weight": (VOCABULARY, WIDTH)}
 
 
-def _is_q6(name: str) -> bool:
+def _is_q6(name: str, layers: int) -> bool:
     """As llama.cpp's Q4_K_M: the output, and half of the values and down projections."""
     if name == "output.weight":
         return True
@@ -106,18 +110,18 @@ def _is_q6(name: str) -> bool:
     if len(part) != 4 or part[2] not in ("attn_v", "ffn_down"):
         return False
     layer = int(part[1])
-    eighth = LAYERS // 8
+    eighth = layers // 8
     return layer < eighth or layer >= 7 * eighth or (layer - eighth) % 3 == 2
 
 
-def _write(path: Path) -> None:
+def _write(path: Path, layers: int) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("load-bench")
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(layers)
     writer.add_feed_forward_length(FEED_FORWARD)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
@@ -126,12 +130,13 @@ def _write(path: Path) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     _vocabulary(writer)
     random = np.random.default_rng(0)
-    for name, shape in shapes().items():
+    for name, shape in shapes(layers).items():
         if len(shape) == 1:
             writer.add_tensor(name, np.ones(shape, np.float32))
             continue
-        kind = gguf.GGMLQuantizationType.Q6_K if _is_q6(name) else gguf.GGMLQuantizationType.Q4_K
-        blocks = _q6_k(random, shape) if _is_q6(name) else _q4_k(random, shape)
+        is_q6 = _is_q6(name, layers)
+        kind = gguf.GGMLQuantizationType.Q6_K if is_q6 else gguf.GGMLQuantizationType.Q4_K
+        blocks = _q6_k(random, shape) if is_q6 else _q4_k(random, shape)
         writer.add_tensor(name, blocks, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

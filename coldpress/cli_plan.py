@@ -17,7 +17,7 @@ def plan(
         list[Path], typer.Argument(help="GGUF, artifact, checkpoint or Hugging Face folder")
     ],
     bits: Annotated[
-        str | None, typer.Option(help="bits per weight or ggml types: 2,3,4,8 or Q4_K,Q8_0")
+        list[str] | None, typer.Option(help="bits per weight or ggml types: 2,3,4,8 or Q4_K,Q8_0")
     ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="lambda, cloudrun, kserve, …; repeatable")
@@ -39,7 +39,7 @@ def plan(
 
     chosen = {} if target is None else {"targets": tuple(target)}
     options = stage.PlanOptions(
-        bits=tuple(part.strip() for part in (bits or "").split(",") if part.strip()),
+        bits=tuple(part.strip() for part in ",".join(bits or ()).split(",") if part.strip()),
         memory=memory,
         context=context,
         traffic=_per_month(traffic),

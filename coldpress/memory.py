@@ -18,9 +18,9 @@ _F16_BYTES, _F32_BYTES = 2, 4
 _CELLS = 256
 _PROMPT_CHUNK_TOKENS = 128  # serve.model.CHUNK_TOKENS; the buffers are for so many.
 # Measured: `coldpress serve` after a request, less its weights, KV cache and buffers, on models of 4,096
-# to 128,256 tokens, 2026-11-22, x86-64, llama-cpp-python 0.3.36: 58 to 61 MiB, and with the vocabulary
+# to 128,256 tokens, 2026-11-22, x86-64, llama-cpp-python 0.3.36: 39 to 45 MiB, and with the vocabulary
 # so much more.
-_RUNTIME_BYTES = 61 * MIB
+_RUNTIME_BYTES = 43 * MIB
 _TOKEN_BYTES, _MERGE_BYTES = 130, 180
 # Kept free for requests at their largest, fragmentation, the platform's own processes.
 _RESERVE_BYTES = 64 * MIB

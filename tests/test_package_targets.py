@@ -376,7 +376,7 @@ def test_commands_are_shown_as_a_shell_takes_them() -> None:
     )
     assert name.output == "deployed.yaml"
     assert name.line() == 'sed "s|IMAGE@|${REGISTRY}/${NAME}@|" service.yaml > deployed.yaml'
-    assert push.argv[-1] == "docker://${REGISTRY}/${NAME}:latest"
+    assert push.line() == 'coldpress push image.tar "${REGISTRY}/${NAME}:latest"'
     assert "deployed.yaml" in replace.line()
 
 
@@ -407,7 +407,7 @@ def programs(folder: Path, says: str = "token", code: int = 0) -> Path:
     """Stand-ins for what deploys; returns the log of what they were asked."""
     folder.mkdir()
     log = folder / "log"
-    for name in ("gcloud", "skopeo", "sed"):
+    for name in ("gcloud", "skopeo", "coldpress", "sed"):
         text = PROGRAM.format(python=sys.executable, log=str(log), says=says, code=code)
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
@@ -430,7 +430,7 @@ def test_deploy_prints_and_runs_the_commands(
     assert [Path(argv[0]).name for argv, _ in ran] == [
         "gcloud",
         "skopeo",
-        "skopeo",
+        "coldpress",
         "sed",
         "gcloud",
     ]

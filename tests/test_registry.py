@@ -196,6 +196,18 @@ def test_upload_goes_on_where_it_broke_off(server: str, name: str, tmp_path: Pat
         assert between.count("GET", "uploads") == 1
 
 
+def test_a_registry_that_loses_every_upload_is_not_asked_for_ever(
+    server: str, name: str, tmp_path: Path
+) -> None:
+    made = image(seed=12).archive(tmp_path / "image.tar")
+    # Every third chunk arrives in half, and then the registry has none of them any more.
+    faults = [Fault("half", "PATCH", after=number) for number in range(2, 300, 3)]
+    with proxy(server, *faults) as between:
+        with pytest.raises(RemoteError, match="failed"):
+            send(made, between.host, name)
+        assert between.count("PATCH") < 60
+
+
 def test_push_that_failed_goes_on_at_the_next_attempt(
     server: str, name: str, tmp_path: Path
 ) -> None:

@@ -261,6 +261,33 @@ def test_a_person_chats_on_the_page(chromium: Any, open_url: str) -> None:
     assert said == []
 
 
+def test_the_page_follows_an_answer_whose_time_is_up(chromium: Any, open_url: str) -> None:
+    from playwright.sync_api import expect
+
+    page = chromium.new_page()
+    asked: list[dict[str, Any]] = []
+
+    def cut_twice(route: Any) -> None:
+        asked.append(json.loads(route.request.post_data))
+        count = len(asked)
+        choice = {"delta": {"content": f"part {count} "}, "finish_reason": "length"}
+        usage = {"completion_tokens": 10 * count}
+        events: list[dict[str, Any]] = [{"choices": [choice]}, {"choices": [], "usage": usage}]
+        if count < 3:
+            events[0]["resume"] = f"cursor {count}"
+        body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+        route.fulfill(body=f"{body}data: [DONE]\n\n", content_type="text/event-stream")
+
+    page.route("**/v1/chat/completions", cut_twice)
+    page.goto(open_url)
+    page.fill("#text", "the sea")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("30 tokens, cut off")
+    assert page.locator("li.assistant").inner_text() == "part 1 part 2 part 3 "
+    assert [each.pop("resume", None) for each in asked] == [None, "cursor 1", "cursor 2"]
+    assert asked[0] == asked[1] == asked[2]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_on_the_page(chromium: Any, open_url: str, scheme: str) -> None:
     from axe_playwright_python.sync_playwright import Axe

@@ -65,9 +65,7 @@ class Steps:
 
 _IMAGE = "${REGISTRY}/${NAME}"
 _REGISTRY = {"NAME": "the image's name there"}
-_PUSH = Step(
-    ("skopeo", "copy", "--preserve-digests", "oci-archive:image.tar", f"docker://{_IMAGE}:latest")
-)
+_PUSH = Step(("coldpress", "push", "image.tar", f"{_IMAGE}:latest"))
 _SAM = (
     *("sam", "deploy", "--template-file", "template.yaml", "--stack-name", "coldpress"),
     *("--capabilities", "CAPABILITY_IAM"),

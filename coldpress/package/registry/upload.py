@@ -166,14 +166,17 @@ class _Upload:
     def _send(self) -> None:
         """Send the bytes; what breaks off goes on from where the registry says it is."""
         location = self._location(self._begin())
-        offset = failures = 0
+        offset = furthest = failures = 0
         while True:
             try:
                 if offset == self._blob.size_bytes or self._blob.size_bytes <= self._chunk_bytes:
                     self._finish(location, offset)
                     return
                 location, offset = self._patch(location, offset)
-                failures = 0
+                if (
+                    offset > furthest
+                ):  # else a registry that loses it every time would be asked for ever
+                    furthest, failures = offset, 0
             except TransientError as error:
                 failures += 1
                 self._session.pause(failures, error)
