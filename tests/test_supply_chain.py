@@ -5,10 +5,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from coldpress.checkpoint import signing
 from coldpress.errors import IntegrityError, SignatureError
@@ -66,6 +69,7 @@ def test_everything_that_was_built_is_checked_and_said(built: Path) -> None:
     assert not unsigned.signed and "not checked" in unsigned.checks[-1]
     zipped = verify.folder(built / "zip")
     assert zipped.checks[0].startswith("zip: ") and zipped.checks[-1] == "signature: none"
+    assert zipped.checks[1] == checked.checks[1]  # the model
     with pytest.raises(SignatureError, match="zip is not signed"):
         verify.folder(built / "zip", built / "key.pub")
 
@@ -123,6 +127,51 @@ def test_a_damaged_layer_is_named(built: Path, made: Path) -> None:
     (made / "image.tar").write_bytes(whole[:place] + b"!" + whole[place + 1 :])
     with pytest.raises(IntegrityError, match=r"layer 3, sha256:[0-9a-f]{64}, has other bytes"):
         verify.folder(made)
+
+
+def test_what_is_in_a_zip_is_compared_too(built: Path, tmp_path: Path) -> None:
+    made = shutil.copytree(built / "zip", tmp_path / "made")
+    flip(made / "function.zip")
+    with pytest.raises(IntegrityError, match=r"function\.zip differs from its manifest"):
+        verify.folder(made)
+    remanifest(made, "function.zip")
+    with pytest.raises(IntegrityError, match=r"function\.zip|sbom\.cdx\.json is about"):
+        verify.folder(made)
+    made = shutil.copytree(built / "zip", tmp_path / "other")
+    remanifest(made, _other_version(made))
+    with pytest.raises(IntegrityError, match=r"sbom\.cdx\.json says otherwise of pkg:deb"):
+        verify.folder(made)
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.just([]) | st.just({})
+
+
+def replaced(value: Any, path: list[int], by: Any) -> Any:
+    """A document with one of its values replaced, which ``path`` leads to."""
+    if not path or not isinstance(value, dict | list) or not value:
+        return by
+    if isinstance(value, list):
+        at = path[0] % len(value)
+        return [*value[:at], replaced(value[at], path[1:], by), *value[at + 1 :]]
+    name = sorted(value)[path[0] % len(value)]
+    return value | {name: replaced(value[name], path[1:], by)}
+
+
+@given(path=st.lists(st.integers(0, 50), max_size=7), by=VALUES)
+@settings(deadline=None)
+def test_documents_of_any_form_are_judged(built: Path, path: list[int], by: Any) -> None:
+    folder, digest = built / "lambda", f"sha256:{'ab' * 32}"
+    listed = json.dumps(replaced(document(folder / sbom.NAME), path, by)).encode()
+    with suppress(IntegrityError):
+        sbom.check(
+            listed, document(folder / sbom.NAME)["metadata"]["component"]["version"], {}, "it"
+        )
+    damaged = built / "damaged"
+    damaged.mkdir(exist_ok=True)
+    stated = json.dumps(replaced(document(folder / provenance.NAME), path, by))
+    (damaged / provenance.NAME).write_text(stated)
+    with suppress(IntegrityError):
+        provenance.check(damaged, [], ("image.tar", digest), "ab" * 32)
 
 
 @pytest.mark.parametrize("name", [sbom.NAME, "template.yaml", provenance.NAME])

@@ -113,7 +113,7 @@ def _listed(signed: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     for resource in predicate["resources"]:
         if resource["algorithm"] != "sha256" or resource["name"] in files:
             raise ValueError(f"{resource['name']!r} is listed by {resource['algorithm']} or twice")
-        files[resource["name"]] = resource["digest"]
+        files[str(resource["name"])] = resource["digest"]
     (subject,) = signed["subject"]
     if subject["digest"]["sha256"] != _root(files.values()):
         raise ValueError("its digest is not that of what it lists")

@@ -7,9 +7,12 @@ import hashlib
 import json
 import os
 import re
-import tarfile
-from collections.abc import Iterable, Mapping
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from email.parser import HeaderParser
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from coldpress import disk
@@ -18,7 +21,7 @@ from coldpress.errors import InputError
 from coldpress.package.blobs import Blob
 from coldpress.package.lint import streams
 from coldpress.package.runtime import SITE_PACKAGES
-from coldpress.package.tarstream import BrokenTarError, Member, TarStream
+from coldpress.package.tarstream import BrokenTarError, TarStream
 
 # Changes whenever the same layer is described otherwise.
 _FORMAT = 1
@@ -28,7 +31,8 @@ _OS_RELEASE = re.compile(r"(etc|usr/lib)/os-release")
 _LIBRARY = re.compile(rf"{SITE_PACKAGES}/.*\.so(\.[\d.]+)?")
 _MODEL_FILE = re.compile(r".*\.gguf")
 _INDEX = re.compile(r".*/model\.index\.json")
-_MAX_TEXT_BYTES = 64 << 20
+_MAX_TEXT_BYTES = 256 << 20
+_MAX_FACTS = 100_000
 _MAX_UNPACKED_BYTES = 64 << 30
 _PIECE = 1 << 20
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
@@ -60,74 +64,104 @@ def read(unpacked: streams.Unpacked) -> Found:
     """Read an unpacked layer to its end.
 
     Raises:
-        InputError: it is no tar archive, or a list in it is absurdly long.
+        InputError: it is no tar archive, or what it lists is absurdly long.
     """
-    found: Found = {}
+    found = _Reading()
     tar = TarStream(unpacked)
     try:
         for member in tar:
             name = member.name.removeprefix("./")
-            last = name.rpartition("/")[2]
+            folder, slash, last = name.rpartition("/")
             if last == _OPAQUE:
-                found[f"{name.rpartition('/')[0]}/"] = {"removed": True}
+                found.add(f"{folder}/", {"removed": True})
             elif last.startswith(_WHITEOUT):
-                found[name.replace(f"{_WHITEOUT}{last[4:]}", last[4:])] = {"removed": True}
-            elif fact := _fact(name, member, tar):
-                found[name] = fact
+                found.add(folder + slash + last.removeprefix(_WHITEOUT), {"removed": True})
+            elif member.is_file:
+                found.look(name, member.size_bytes, tar.head)
         unpacked.drain()
     except (BrokenTarError, streams.BrokenLayerError, streams.BombError) as error:
         raise InputError(f"a layer cannot be read: {error}", "build or fetch it again") from error
-    return found
+    return found.facts
+
+
+def of_zip(path: Path, root: str) -> Found:
+    """The facts of a zip's files: of those below a folder where there is one, else of all.
+
+    Raises:
+        InputError: it is no zip archive, or what it lists is absurdly long.
+    """
+    found = _Reading()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            below = root if any(it.startswith(root) for it in archive.namelist()) else ""
+            for info in archive.infolist():
+                is_file = not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
+                if is_file and info.filename.startswith(below):
+                    with archive.open(info) as stream:
+                        name = info.filename.removeprefix(below)
+                        found.look(name, info.file_size, stream.read)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}", "build or fetch it again") from error
+    return found.facts
 
 
 def merged(layers: Iterable[Found]) -> Found:
     """The facts of layers, lowest first, as they are when all are unpacked."""
     found: Found = {}
     for layer in layers:
-        for path, fact in layer.items():
-            if "removed" in fact:
-                gone = path.rstrip("/")
-                found = {
-                    name: it
-                    for name, it in found.items()
-                    if not (name == gone or name.startswith(f"{gone}/"))
-                }
+        gone = {path.rstrip("/") for path, fact in layer.items() if "removed" in fact}
+        found = {path: fact for path, fact in found.items() if not _is_gone(path, gone)}
         found |= {path: fact for path, fact in layer.items() if "removed" not in fact}
     return found
 
 
-def _fact(name: str, member: Member, tar: TarStream) -> dict[str, Any]:
-    if member.kind == tarfile.SYMTYPE or not member.is_file:
-        return {}
-    if _LIBRARY.fullmatch(name):
-        return {"library": _sha256(member, tar)}
-    if _MODEL_FILE.fullmatch(name):
-        return {"model": _sha256(member, tar)}
-    if _INDEX.fullmatch(name):
-        return {"index": _text(name, member, tar)}
-    if _METADATA.fullmatch(name):
-        return {"python": _distribution(_text(name, member, tar))}
-    if _STATUS.fullmatch(name):
-        return {"debian": [_package(it) for it in _paragraphs(_text(name, member, tar))]}
-    if _OS_RELEASE.fullmatch(name):
-        return {"os": _release(_text(name, member, tar))}
-    return {}
+def _is_gone(path: str, gone: set[str]) -> bool:
+    return bool(gone) and (
+        path in gone or any(str(folder) in gone for folder in PurePosixPath(path).parents)
+    )
 
 
-def _sha256(member: Member, tar: TarStream) -> str:
+class _Reading:
+    """Facts being gathered, within limits."""
+
+    def __init__(self) -> None:
+        self.facts: Found = {}
+        self._text_bytes = 0
+
+    def add(self, path: str, fact: dict[str, Any]) -> None:
+        if len(self.facts) >= _MAX_FACTS:
+            raise InputError(f"it lists more than {_MAX_FACTS:,} things", "do not use it")
+        self.facts[path] = fact
+
+    def look(self, name: str, size: int, read: Callable[[int], bytes]) -> None:
+        """Take a file in, if it says anything."""
+        if _LIBRARY.fullmatch(name):
+            self.add(name, {"library": _sha256(size, read)})
+        elif _MODEL_FILE.fullmatch(name):
+            self.add(name, {"model": _sha256(size, read)})
+        elif _INDEX.fullmatch(name):
+            self.add(name, {"index": self._text(name, size, read)})
+        elif _METADATA.fullmatch(name):
+            self.add(name, {"python": _distribution(self._text(name, size, read))})
+        elif _STATUS.fullmatch(name):
+            packages = map(_package, _paragraphs(self._text(name, size, read)))
+            self.add(name, {"debian": list(packages)})
+        elif _OS_RELEASE.fullmatch(name):
+            self.add(name, {"os": _release(self._text(name, size, read))})
+
+    def _text(self, name: str, size: int, read: Callable[[int], bytes]) -> str:
+        self._text_bytes += size
+        if self._text_bytes > _MAX_TEXT_BYTES:
+            raise InputError(f"it lists {self._text_bytes:,} bytes, up to {name}", "do not use it")
+        return read(size).decode(errors="replace")
+
+
+def _sha256(size: int, read: Callable[[int], bytes]) -> str:
     digest = hashlib.sha256()
-    left = member.size_bytes
-    while left:
-        piece = tar.head(min(left, _PIECE))
+    while size and (piece := read(min(size, _PIECE))):
         digest.update(piece)
-        left -= len(piece)
+        size -= len(piece)
     return digest.hexdigest()
-
-
-def _text(name: str, member: Member, tar: TarStream) -> str:
-    if member.size_bytes > _MAX_TEXT_BYTES:
-        raise InputError(f"{name} has {member.size_bytes:,} bytes", "do not use this image")
-    return tar.head(member.size_bytes).decode(errors="replace")
 
 
 def _distribution(text: str) -> dict[str, str]:

@@ -74,7 +74,7 @@ def check(
     path = folder / NAME
     try:
         stated = signatures.statement(_read(path), _PREDICATE_TYPE, str(path))
-        subjects = {it["name"]: it["digest"]["sha256"] for it in stated["subject"]}
+        subjects = {str(it["name"]): it["digest"]["sha256"] for it in stated["subject"]}
         used = stated["predicate"]["buildDefinition"]["resolvedDependencies"]
         roots = [it["digest"]["sha256"] for it in used if it.get("name") == "checkpoint"]
     except (SignatureError, KeyError, TypeError, AttributeError, OSError) as error:

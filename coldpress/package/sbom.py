@@ -70,11 +70,11 @@ def software(found: contents.Found) -> list[dict[str, Any]]:
     return list({part["bom-ref"]: part for part in parts}.values())
 
 
-def check(document: bytes, digest: str, found: contents.Found | None, where: str) -> int:
+def check(document: bytes, digest: str, found: contents.Found, where: str) -> int:
     """Hold a document against the image that it is about; return how many components it lists.
 
     Args:
-        found: what the image's layers hold; without it, of a zip, the digest alone is compared.
+        found: what the image, or the zip, holds.
 
     Raises:
         IntegrityError: it is about another image, or lists something else than is there.
@@ -82,19 +82,17 @@ def check(document: bytes, digest: str, found: contents.Found | None, where: str
     try:
         listed = json.loads(document)
         about = listed["metadata"]["component"]["version"]
-        parts = {part["bom-ref"]: part for part in listed["components"]}
+        parts = {str(part["bom-ref"]): part for part in listed["components"]}
         files = {
             file["name"]: file["hashes"][0]["content"]
             for part in parts.values()
             if part["type"] == _MODEL
             for file in part["components"]
         }
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise IntegrityError(f"{where} is damaged: {error}", "build it again") from error
     if about != digest:
         raise IntegrityError(f"{where} is about {about}, not {digest}", "build it again")
-    if found is None:
-        return len(parts)
     there = {part["bom-ref"]: part for part in software(found)}
     named = {ref: part for ref, part in parts.items() if part["type"] != _MODEL}
     for ref in sorted(there.keys() | named.keys()):

@@ -6,7 +6,7 @@ from pathlib import Path
 from coldpress import artifact, progress
 from coldpress.errors import InputError, IntegrityError
 from coldpress.package import contents, provenance, sbom
-from coldpress.package.build import IMAGE, ZIP
+from coldpress.package.build import IMAGE, ROOT, ZIP
 from coldpress.package.lint import image as images
 from coldpress.package.lint.image import LayerRef
 from coldpress.package.lint.streams import Blob, Unpacked
@@ -42,25 +42,20 @@ def folder(path: Path, public_key: Path | None = None) -> Checked:
         IntegrityError: something differs; it is named.
         SignatureError: a key is given, and the statement is not signed with it.
     """
-    manifest = artifact.read(path)
-    names = {file.name for file in manifest.files}
-    if IMAGE in names:
-        try:
-            seen = _image(open_store(path / IMAGE))
-        except InputError as error:  # it was one when it was built
-            raise IntegrityError(error.message, _AGAIN) from error
-    elif ZIP in names:
-        digest = f"sha256:{artifact.sha256_file(path / ZIP)}"
-        seen = _Image(digest, {}, None, (f"zip: {digest}",))
-    else:
+    names = {file.name for file in artifact.read(path).files}
+    built = next((name for name in (IMAGE, ZIP) if name in names), None)
+    if built is None:
         raise InputError(f"{path} holds no package", "give a folder that `coldpress package` wrote")
-    built = IMAGE if IMAGE in names else ZIP
+    try:
+        if built == ZIP:  # it has no digests inside that would name a part of it
+            artifact.verify(path)
+        seen = _image(open_store(path / IMAGE)) if built == IMAGE else _zip(path / ZIP)
+    except InputError as error:  # it was one when it was built
+        raise IntegrityError(error.message, _AGAIN) from error
     artifact.verify(path)
     said = [*seen.said, f"files: all {len(names)} are as the manifest says"]
-    listed = (path / sbom.NAME).read_bytes()
-    count = sbom.check(
-        listed, seen.digest, seen.found if built == IMAGE else None, str(path / sbom.NAME)
-    )
+    where = path / sbom.NAME
+    count = sbom.check(where.read_bytes(), seen.digest, seen.found, str(where))
     said.append(f"{sbom.NAME}: its {count} components are those of {built}")
     stated = provenance.check(path, names, (built, seen.digest), seen.root_sha256)
     said.append(f"{provenance.NAME}: {stated} outputs and inputs, the outputs as they are here")
@@ -114,6 +109,15 @@ def _image(store: Store) -> _Image:
     if (model := _model(merged, root, store.name)) is not None:
         said.append(f"model: {model}")
     return _Image(digest, merged, root, tuple(said))
+
+
+def _zip(path: Path) -> _Image:
+    digest = f"sha256:{artifact.sha256_file(path)}"
+    found = contents.of_zip(path, f"{ROOT}/")
+    said = [f"zip: {digest}"]
+    if (model := _model(found, None, str(path))) is not None:
+        said.append(f"model: {model}")
+    return _Image(digest, found, None, tuple(said))
 
 
 def _layer(store: Store, ref: LayerRef, number: int) -> contents.Found:
