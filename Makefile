@@ -25,9 +25,10 @@ fix: $(VENV)/.dev ## format and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.dev ## every test, against the real peers
-	.ci/packages cmake podman buildah skopeo umoci crun docker-registry qemu-user-static chromium chromium-driver
+	.ci/packages cmake podman buildah skopeo umoci crun docker-registry openssl qemu-user-static chromium chromium-driver
 	$(BIN)/python benchmarks/peers.py > /dev/null
 	-$(BIN)/python -m benchmarks.gptqmodel_peer install > /dev/null
+	-$(BIN)/python -m benchmarks.model_signing_peer > /dev/null
 	$(BIN)/python -m pytest
 
 demo: $(VENV)/.demo ## compress, evaluate, report, package and ask the embedded model
@@ -44,7 +45,7 @@ clean: ## remove what was built here; the caches in $COLDPRESS_CACHE stay
 
 $(VENV)/.demo: pyproject.toml constraints.txt runtime.txt
 	.ci/packages gcc g++ mmdebstrap
-	.ci/venv $(PYTHON) $(VENV) compress,evaluate,report,serve,package
+	.ci/venv $(PYTHON) $(VENV) compress,evaluate,report,serve,package,sign
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from coldpress import __version__
+from coldpress import __version__, disk
 from coldpress.errors import InputError, IntegrityError
 
 FORMAT_VERSION = 1
@@ -131,13 +131,18 @@ def create(
         inputs: role → path of everything the result depends on.
         options: resolved options, plain JSON values.
         tools: versions of what made it, beside coldpress's own.
+
+    Raises:
+        InputError: ``out`` is something else than an artifact.
+        DiskFullError: there is no room for it.
     """
     if out.exists() and not (out / MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not a coldpress artifact", "choose another folder")
     digests = {role: digest_of(path) for role, path in sorted(inputs.items())}
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with disk.room_for(out):
+        partial.mkdir(parents=True)
     manifest = Manifest(
         stage=stage,
         run_id=run_id(stage, digests, options),
@@ -147,14 +152,15 @@ def create(
         files=(),
     )
     draft = Draft(partial, manifest, dict(inputs))
-    try:
-        yield draft
-        made = replace(manifest, files=_files(partial), measured=draft.measured)
-        _write(partial / MANIFEST, made)
-        _replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with disk.room_for(out):
+        try:
+            yield draft
+            made = replace(manifest, files=_files(partial), measured=draft.measured)
+            _write(partial / MANIFEST, made)
+            _replace(partial, out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def read(folder: Path) -> Manifest:

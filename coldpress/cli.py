@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from coldpress import cli_deploy, cli_image, cli_plan, cli_runs, cli_serve
+from coldpress import cli_deploy, cli_image, cli_plan, cli_runs, cli_serve, cli_sign
 from coldpress.cli_output import Json, Out, print_result
 from coldpress.errors import ColdpressError, UsageError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_serve.app)
 app.add_typer(cli_image.app)
+app.add_typer(cli_sign.app)
 app.add_typer(cli_plan.app)
 app.add_typer(cli_deploy.app)
 
@@ -307,32 +308,6 @@ def index(
     from coldpress.checkpoint.safetensors_folder import index_folder
 
     print_result(index_folder(folder), json_)
-
-
-@app.command()
-def verify(
-    path: Annotated[Path, typer.Argument(help="a checkpoint or any artifact folder")],
-    chunk: Annotated[
-        list[str] | None, typer.Option(help="a chunk or a range, 7 or 0-5; repeatable")
-    ] = None,
-    tensor: Annotated[list[str] | None, typer.Option(help="a tensor's name; repeatable")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="default: one per CPU")] = None,
-    json_: Json = False,
-) -> None:
-    """Check a checkpoint, all or some chunks; name what differs."""
-    from coldpress import artifact
-    from coldpress import checkpoint as stage
-    from coldpress.checkpoint.safetensors_folder import is_safetensors, verify_folder
-
-    if (path / artifact.MANIFEST).is_file() and artifact.read(path).stage != "checkpoint":
-        if chunk or tensor:
-            raise UsageError(f"{path} has no chunks", "only checkpoints have; leave --chunk out")
-        artifact.verify(path)
-        print_result({"path": str(path), "verified": True}, json_, f"{path}: every file is intact")
-        return
-    numbers = None if chunk is None else [n for text in chunk for n in stage.parse_chunks(text)]
-    check = verify_folder if is_safetensors(path) else stage.verify
-    print_result(check(path, numbers=numbers, tensors=tensor, threads=threads), json_)
 
 
 def version(value: bool) -> None:

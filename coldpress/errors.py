@@ -14,7 +14,9 @@
     ├── TooLargeError          16   choose a smaller model or another target
     ├── PortInUseError         17   choose another port
     ├── PromptTooLongError     18   shorten the prompt or raise the context
-    └── RemoteError            19   check the address, the token or the network
+    ├── RemoteError            19   check the address, the token or the network
+    ├── SignatureError         20   give the key of who signed it, or do not use it
+    └── DiskFullError          21   free some space, or choose another folder
 
 The command line prints two lines and exits with the number; see ``cli.main``.
 """
@@ -126,3 +128,15 @@ class RemoteError(ColdpressError):
     """A server does not give what was asked for: missing, forbidden, out of reach, or misbehaving."""
 
     exit_code = 19
+
+
+class SignatureError(ColdpressError):
+    """What should be signed is not, or not with this key, or was changed afterwards."""
+
+    exit_code = 20
+
+
+class DiskFullError(ColdpressError):
+    """There is no room for what is being written; nothing half-written stays."""
+
+    exit_code = 21

@@ -18,7 +18,16 @@ import pytest
 from coldpress import artifact
 from coldpress.cache import cache_dir
 from coldpress.errors import InputError, IntegrityError, TooLargeError, ToolError
-from coldpress.package import Packaged, PackageOptions, app, package, plan, registry, stage
+from coldpress.package import (
+    Packaged,
+    PackageOptions,
+    app,
+    package,
+    plan,
+    registry,
+    stage,
+    verify,
+)
 from coldpress.package.base import architecture
 from coldpress.package.layer import File
 from coldpress.package.lint import lint
@@ -82,6 +91,7 @@ def test_targets_share_the_image(cloudrun: Packaged, on_lambda: Packaged) -> Non
     assert cloudrun.layers == on_lambda.layers
     assert cloudrun.digest == on_lambda.digest
     assert artifact.verify(on_lambda.path).stage == "package"
+    assert verify.folder(on_lambda.path).digest == on_lambda.digest
 
 
 @pytest.mark.slow

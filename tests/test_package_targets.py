@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from coldpress.errors import IntegrityError, ToolError, UsageError
-from coldpress.package import Packaged, PackageOptions, execute, package, runtime, steps
+from coldpress.package import Packaged, PackageOptions, execute, package, runtime, steps, verify
 from coldpress.platforms import Target, table
 from coldpress.serve.api import microvm
 from coldpress.serve.aws.runtime_server import serving
@@ -62,6 +62,11 @@ def on_compose(demo_checkpoint: Path, out: Path) -> Packaged:
 @pytest.fixture(scope="session")
 def on_kserve(demo_checkpoint: Path, out: Path) -> Packaged:
     return built(demo_checkpoint, out, "kserve")
+
+
+def test_zips_hold_what_their_lists_say(snapstart: Packaged, on_microvm: Packaged) -> None:
+    for made in (snapstart, on_microvm):
+        assert verify.folder(made.path).digest == made.digest
 
 
 def unzip(archive: Path, folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coldpress.errors import InputError
@@ -16,7 +16,8 @@ class Base:
     """Layers, lowest first, and what is in them.
 
     ``python`` is the interpreter's path, ``python_version`` its minor version, ``glibc`` the C
-    library's version, empty where it could not be told.
+    library's version, empty where it could not be told. ``reference`` is the registry's image by its
+    digest, empty where the base is none.
     """
 
     layers: tuple[Blob, ...]
@@ -24,6 +25,7 @@ class Base:
     python_version: str
     glibc: str
     env: tuple[str, ...]
+    reference: str = ""
 
 
 def architecture() -> str:
@@ -39,11 +41,29 @@ def python_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
+def pinned(name: str) -> str:
+    """A base's name, of a registry's image with its digest: a tag may be another image tomorrow.
+
+    Raises:
+        UsageError: it names nothing.
+        RemoteError: the registry does not give the image.
+    """
+    from coldpress.package.registry import opened, reference
+
+    if name == "debian" or Path(name).exists():
+        return name
+    parsed = reference.parse(name)
+    if parsed.digest:
+        return str(parsed)
+    with opened(name, architecture=architecture()) as image:
+        return str(replace(parsed, digest=image.digest))
+
+
 def resolve(name: str, work: Path) -> Base:
     """Get a base image.
 
     Args:
-        name: ``debian``, a folder or archive in OCI layout, or a registry reference.
+        name: ``debian``, a folder or archive in OCI layout, or a registry reference, pinned.
         work: a folder for the unpacked blobs; it must outlive the result's use.
 
     Raises:
@@ -58,4 +78,4 @@ def resolve(name: str, work: Path) -> Base:
     if Path(name).exists():
         return layout.base(Path(name), work)
     pulled = registry.pull(name, work / "pulled", architecture=architecture())
-    return layout.base(pulled, work)
+    return replace(layout.base(pulled, work), reference=name)

@@ -15,7 +15,7 @@ from coldpress.platforms import Target
 IMAGE = "image.tar"
 ZIP = "function.zip"
 _START = "start.sh"
-_ROOT = "root"
+ROOT = "root"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def write(folder: Path, target: Target, parts: Parts, config: Config, model: str
             return _zip(folder / ZIP, parts, [script], "")
         case "lambda-microvm":
             dockerfile = File("Dockerfile", deploy.dockerfile(config, model))
-            return _zip(folder / ZIP, parts, [dockerfile], f"{_ROOT}/")
+            return _zip(folder / ZIP, parts, [dockerfile], f"{ROOT}/")
         case _:
             assert_never(target)
 

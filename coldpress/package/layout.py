@@ -3,7 +3,6 @@
 import json
 import re
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,10 @@ from coldpress.errors import InputError, IntegrityError
 from coldpress.package.base import Base, architecture
 from coldpress.package.blobs import Blob
 from coldpress.package.layer import Layer
+from coldpress.package.lint.streams import Blob as StoredBlob
+from coldpress.package.lint.streams import BombError, BrokenLayerError, Unpacked
 from coldpress.package.oci import INDEX_TYPE, LAYER_TYPE, MANIFEST_TYPE
+from coldpress.package.tarstream import BrokenTarError, Member, TarStream
 
 _CONVERT = "skopeo copy --format oci --dest-compress-format gzip SOURCE oci:FOLDER:base"
 _PYTHON = re.compile(r"(?:\./)?(usr/local/bin|usr/bin|opt/venv/bin)/python(3\.\d+)")
@@ -27,6 +29,8 @@ _LAYER_TYPES = (LAYER_TYPE, "application/vnd.docker.image.rootfs.diff.tar.gzip")
 _MAX_JSON_BYTES = 4 << 20
 _MAX_BYTES = 64 << 30
 _MAX_FILES = 10_000
+_MAX_LIBC_BYTES = 64 << 20
+_AGAIN = "fetch the base image again"
 
 
 @dataclass
@@ -46,9 +50,16 @@ def base(path: Path, work: Path) -> Base:
 
     Raises:
         InputError: not such an image, or without Python 3.
-        IntegrityError: a blob does not have its digest.
+        IntegrityError: a blob does not have its digest, or a layer would write outside the image.
     """
     folder = path if path.is_dir() else _unpack(path, work / "layout")
+    try:
+        return _base(folder, path)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is no image that can be read: {error!r}", _CONVERT) from error
+
+
+def _base(folder: Path, path: Path) -> Base:
     manifest = _manifest(folder)
     config = _load(_blob(folder, manifest["config"]["digest"]))
     if config.get("architecture") != architecture():
@@ -115,7 +126,7 @@ def _blob(folder: Path, digest: str) -> Path:
     if not path.is_file():
         raise InputError(f"{path} is missing", _CONVERT)
     if sha256_file(path) != digest[7:]:
-        raise IntegrityError(f"{path} does not have its digest", "fetch the base image again")
+        raise IntegrityError(f"{path} does not have its digest", _AGAIN)
     return path
 
 
@@ -123,18 +134,39 @@ def _layer(folder: Path, described: dict[str, Any], diff_id: str, content: _Cont
     if described["mediaType"] not in _LAYER_TYPES:
         raise InputError(f"{folder} has a layer of type {described['mediaType']}", _CONVERT)
     path = _blob(folder, described["digest"])
-    size = sum(_scan(path, content))
+    with path.open("rb") as stream:
+        unpacked = Unpacked(StoredBlob(stream), _MAX_BYTES)
+        try:
+            size = _scan(unpacked, path, content)
+        except (BrokenTarError, BrokenLayerError, BombError) as error:
+            raise IntegrityError(f"{path} cannot be unpacked: {error}", _AGAIN) from error
+    if unpacked.diff_id != diff_id:
+        raise IntegrityError(f"{path} unpacks to other bytes than the config says", _AGAIN)
     return Blob(path, Layer(described["digest"], diff_id, described["size"], size))
 
 
-def _scan(path: Path, content: _Content) -> Iterator[int]:
-    """Yield the size of every file of a layer, and note Python and the C library on the way."""
-    with tarfile.open(path, "r|gz") as tar:
-        for member in tar:
-            if found := _PYTHON.fullmatch(member.name):
-                content.pythons[found[2]] = f"/{found[1]}/python{found[2]}"
-            if member.isreg():
-                yield member.size
-                if _LIBC.fullmatch(member.name) and (data := tar.extractfile(member)):
-                    glibc = _GLIBC.search(data.read())
-                    content.glibc = glibc[1].decode() if glibc else ""
+def _scan(unpacked: Unpacked, path: Path, content: _Content) -> int:
+    """The bytes of a layer's files; note Python and the C library on the way."""
+    size = 0
+    tar = TarStream(unpacked)
+    for member in tar:
+        _check_inside(member, path)
+        if found := _PYTHON.fullmatch(member.name):
+            content.pythons[found[2]] = f"/{found[1]}/python{found[2]}"
+        if member.is_file:
+            size += member.size_bytes
+            if _LIBC.fullmatch(member.name):
+                glibc = _GLIBC.search(tar.head(min(member.size_bytes, _MAX_LIBC_BYTES)))
+                content.glibc = glibc[1].decode() if glibc else ""
+    unpacked.drain()
+    return size
+
+
+def _check_inside(member: Member, path: Path) -> None:
+    """Refuse what would be written, or linked to, outside the image's root."""
+    names = [member.name, *([member.target] if member.kind == tarfile.LNKTYPE else [])]
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise IntegrityError(
+                f"{path} holds {name}, outside of the image", "do not use this base"
+            )

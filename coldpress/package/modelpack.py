@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, Any
 
+from coldpress.checkpoint.signing import SIGNATURE
 from coldpress.errors import InputError, IntegrityError
 from coldpress.package.oci import INDEX_TYPE, MANIFEST_TYPE
 from coldpress.package.stores import Store, blob_name
@@ -56,7 +57,11 @@ class Artifact:
             self._add(checkpoint / file.name, file.sha256, _WEIGHT_TYPE)
             for file in index.read(side).files
         ]
-        layers.append(self._add(side, hashlib.sha256(side.read_bytes()).hexdigest(), _SIDE_TYPE))
+        beside = [side, *(it for it in [checkpoint / SIGNATURE] if it.is_file())]
+        layers += [
+            self._add(path, hashlib.sha256(path.read_bytes()).hexdigest(), _SIDE_TYPE)
+            for path in beside
+        ]
         manifest = {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,

@@ -7,35 +7,28 @@ Source: CycloneDX 1.6, cyclonedx.org/docs/1.6/json; the package-url specificatio
 """
 
 import json
-import re
-import tarfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
 from coldpress import __version__
-from coldpress.package.blobs import Blob
-from coldpress.package.model import Facts
+from coldpress.errors import IntegrityError
+from coldpress.package import contents
+from coldpress.package.model import Facts, Metric
 
 NAME = "sbom.cdx.json"
-_STATUS = re.compile(r"(\./)?var/lib/dpkg/status")
-_MAX_STATUS_BYTES = 16 << 20
+_MODEL = "machine-learning-model"
 
 
-def write(digest: str, blobs: Iterable[Blob], python: Mapping[str, str], model: Facts) -> bytes:
+def write(digest: str, layers: Iterable[contents.Found], model: Facts) -> bytes:
     """The document as JSON.
 
     Args:
         digest: the image's or zip's, which the document is about.
-        blobs: the base's layers; Debian's packages are read from ``/var/lib/dpkg/status``.
-        python: distribution → version.
+        layers: what the layers below the model hold.
     """
-    packages = [_debian(fields) for blob in blobs for fields in _status(blob)]
-    distributions = [_python(name, version) for name, version in sorted(python.items())]
-    found = [*packages, *distributions, _model(model)]
-    # A package that an upper layer has too is one component.
-    parts = list({part["bom-ref"]: part for part in found}.values())
+    parts = [*software(contents.merged(layers)), _model(model)]
     subject = {
         "type": "container",
         "bom-ref": digest,
@@ -62,56 +55,125 @@ def write(digest: str, blobs: Iterable[Blob], python: Mapping[str, str], model: 
     return json.dumps(document, indent=1, ensure_ascii=False).encode()
 
 
-def _status(blob: Blob) -> Iterator[dict[str, str]]:
-    """The paragraphs of a layer's list of Debian packages; nothing where there is none."""
-    with tarfile.open(blob.path, "r|gz") as tar:
-        for member in tar:
-            if _STATUS.fullmatch(member.name) and member.size <= _MAX_STATUS_BYTES:
-                data = tar.extractfile(member)
-                text = data.read().decode(errors="replace") if data else ""
-                for paragraph in text.split("\n\n"):
-                    lines = (line.partition(": ") for line in paragraph.splitlines())
-                    fields = {key: value for key, colon, value in lines if colon}
-                    if "Package" in fields and "Version" in fields:
-                        yield fields
+def software(found: contents.Found) -> list[dict[str, Any]]:
+    """The components of what the layers hold: operating system, packages, native libraries."""
+    release: dict[str, str] = next((it["os"] for it in found.values() if "os" in it), {})
+    parts = [_os(release)] if release.get("id") else []
+    for path, fact in sorted(found.items()):
+        if "debian" in fact:
+            parts += [_debian(package, release) for package in fact["debian"]]
+        elif "python" in fact:
+            parts.append(_python(fact["python"]))
+        elif "library" in fact:
+            parts.append(_file(path, fact["library"]))
+    # A package that is listed twice is one component.
+    return list({part["bom-ref"]: part for part in parts}.values())
 
 
-def _debian(fields: Mapping[str, str]) -> dict[str, Any]:
-    name, version = fields["Package"], fields["Version"]
-    where = quote(fields.get("Architecture", "all"), safe="")
-    url = f"pkg:deb/debian/{quote(name, safe='')}@{quote(version, safe='')}?arch={where}"
+def check(document: bytes, digest: str, found: contents.Found, where: str) -> int:
+    """Hold a document against the image that it is about; return how many components it lists.
+
+    Args:
+        found: what the image, or the zip, holds.
+
+    Raises:
+        IntegrityError: it is about another image, or lists something else than is there.
+    """
+    try:
+        listed = json.loads(document)
+        about = listed["metadata"]["component"]["version"]
+        parts = {str(part["bom-ref"]): part for part in listed["components"]}
+        files = {
+            file["name"]: file["hashes"][0]["content"]
+            for part in parts.values()
+            if part["type"] == _MODEL
+            for file in part["components"]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise IntegrityError(f"{where} is damaged: {error}", "build it again") from error
+    if about != digest:
+        raise IntegrityError(f"{where} is about {about}, not {digest}", "build it again")
+    there = {part["bom-ref"]: part for part in software(found)}
+    named = {ref: part for ref, part in parts.items() if part["type"] != _MODEL}
+    for ref in sorted(there.keys() | named.keys()):
+        if there.get(ref) != named.get(ref):
+            what = "says otherwise of" if ref in there and ref in named else "differs in"
+            raise IntegrityError(f"{where} {what} {ref} than the image", "build it again")
+    for path, fact in found.items():
+        name = path.rpartition("/")[2]
+        if "model" in fact and files.get(name) != fact["model"]:
+            raise IntegrityError(f"{where} has another {name} than the image", "build it again")
+    return len(parts)
+
+
+def _os(release: dict[str, str]) -> dict[str, Any]:
+    name, version = release["id"], release["version_id"]
+    part = {"type": "operating-system", "bom-ref": f"os:{name}@{version}", "name": name}
+    return part | ({"version": version} if version else {})
+
+
+def _debian(package: dict[str, str], release: dict[str, str]) -> dict[str, Any]:
+    name, version = package["name"], package["version"]
+    where = quote(package["architecture"], safe="")
+    by = release.get("id") or "debian"
+    url = f"pkg:deb/{quote(by, safe='')}/{quote(name, safe='')}@{quote(version, safe='')}?arch={where}"
+    if release.get("version_id"):
+        url += f"&distro={quote(by, safe='')}-{quote(release['version_id'], safe='')}"
     return {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url}
 
 
-def _python(name: str, version: str) -> dict[str, Any]:
+def _python(found: dict[str, str]) -> dict[str, Any]:
+    name, version = found["name"], found["version"]
     url = f"pkg:pypi/{quote(name, safe='')}@{quote(version, safe='')}"
-    return {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url}
+    part: dict[str, Any] = {"type": "library", "bom-ref": url, "name": name, "version": version}
+    if found["expression"]:
+        part["licenses"] = [{"expression": found["expression"]}]
+    elif found["license"]:
+        part["licenses"] = [{"license": {"name": found["license"]}}]
+    return part | {"purl": url}
+
+
+def _file(path: str, sha256: str) -> dict[str, Any]:
+    return {"type": "file", "bom-ref": f"file:{path}", "name": path, "hashes": [_hash(sha256)]}
 
 
 def _model(model: Facts) -> dict[str, Any]:
+    card: dict[str, Any] = {
+        "modelParameters": {
+            "task": "text-generation",
+            "architectureFamily": "transformer",
+            "modelArchitecture": model.architecture,
+            "inputs": [{"format": "text"}],
+            "outputs": [{"format": "text"}],
+        }
+    }
+    if model.metrics:
+        card["quantitativeAnalysis"] = {"performanceMetrics": list(map(_metric, model.metrics))}
+    properties = {"size_bytes": str(model.size_bytes), "quantization": model.quantization}
     described: dict[str, Any] = {
-        "type": "machine-learning-model",
+        "type": _MODEL,
         "bom-ref": f"model:{model.root_sha256}",
         "name": model.name,
         "version": model.root_sha256,
-        "modelCard": {
-            "modelParameters": {
-                "task": "text-generation",
-                "architectureFamily": "transformer",
-                "modelArchitecture": model.architecture,
-                "inputs": [{"format": "text"}],
-                "outputs": [{"format": "text"}],
-            }
-        },
+        "modelCard": card,
         # Its files are parts of it: the digests are those that a checkpoint's index holds.
-        "components": [
-            {"type": "file", "bom-ref": f"file:{name}", "name": name, "hashes": [_hash(sha256)]}
-            for name, sha256 in sorted(model.files.items())
+        "components": [_file(name, sha256) for name, sha256 in sorted(model.files.items())],
+        "properties": [
+            {"name": f"coldpress:{name}", "value": value}
+            for name, value in properties.items()
+            if value
         ],
-        "properties": [{"name": "coldpress:size_bytes", "value": str(model.size_bytes)}],
     }
     if model.license:
         described["licenses"] = [{"license": {"name": model.license}}]
+    return described
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    described: dict[str, Any] = {"type": metric.name, "value": f"{metric.value:.6g}"}
+    if metric.stderr is not None:
+        low, high = metric.value - 1.96 * metric.stderr, metric.value + 1.96 * metric.stderr
+        described["confidenceInterval"] = {"lowerBound": f"{low:.6g}", "upperBound": f"{high:.6g}"}
     return described
 
 

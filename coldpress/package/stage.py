@@ -1,15 +1,27 @@
 """Build the image of a checkpoint for one platform, and the files that deploy it."""
 
 import re
-import tempfile
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
-from coldpress import __version__, artifact, libllama
+from coldpress import __version__, artifact, disk, libllama, progress
 from coldpress.errors import InputError, TooLargeError, UsageError
-from coldpress.package import app, build, deploy, limits, model, runtime, sbom
-from coldpress.package.base import Base, architecture, resolve
+from coldpress.package import (
+    app,
+    build,
+    contents,
+    deploy,
+    limits,
+    model,
+    provenance,
+    runtime,
+    sbom,
+)
+from coldpress.package.base import Base, architecture, pinned, resolve
 from coldpress.package.blobs import Blob, cached, key_of
 from coldpress.package.build import PackagedLayer, Parts
 from coldpress.package.bytecode import compiler, with_bytecode
@@ -90,12 +102,15 @@ def plan(
 
     Raises:
         ToolError: a distribution that serving needs is not installed.
+        RemoteError: the registry that the base is in does not say which image it is.
     """
     inputs = {"checkpoint": checkpoint}
-    plain: dict[str, object] = asdict(options)
+    plain: dict[str, object] = asdict(options) | {"base": pinned(options.base)}
     if options.base != "debian" and Path(options.base).exists():
         inputs["base"] = Path(options.base)
         del plain["base"]
+    if (evaluation := model.evaluation_of(checkpoint)) is not None:
+        inputs["evaluation"] = evaluation
     if options.system_prompt is not None:
         inputs["system_prompt"] = Path(options.system_prompt)
         # The state's bits are those of the kernels that this CPU takes.
@@ -126,14 +141,19 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
     from coldpress.checkpoint import verify
 
     weights = _weights(checkpoint)
-    facts = model.read(checkpoint, verify(checkpoint).root_sha256)
+    root_sha256 = verify(checkpoint).root_sha256
     inputs, plain = plan(checkpoint, out, options)
-    with tempfile.TemporaryDirectory() as work:
-        state = _prefix(checkpoint, options, Path(work))
+    facts = model.read(checkpoint, root_sha256, inputs.get("evaluation"))
+    with _workplace(out) as work:
+        state = _prefix(checkpoint, options, work)
         model_bytes = sum(unpacked_bytes(entries) for entries in (*weights, state))
         needed = model_bytes + model.memory(facts, options.target).needed_bytes
         size = limits.instance(options.target, needed, options.memory_mib)
-        base = resolve(options.base, Path(work))
+        base = resolve(str(plain.get("base", options.base)), work)
+        if base.reference not in ("", options.base):
+            progress.note(
+                f"  base: {options.base} is {base.reference} today; name it so to keep it"
+            )
         fetched = options.fetches
         parts = Parts(
             base=base.layers,
@@ -157,9 +177,11 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
                 built.layers,
             )
             deploy.write(draft.folder, described)
-            python = runtime.versions(aws=_needs_boto3(options))
-            listed = sbom.write(built.digest, base.layers, python, facts)
+            found = [contents.of_blob(blob) for blob in (*base.layers, parts.runtime)]
+            listed = sbom.write(built.digest, found, facts)
             (draft.folder / sbom.NAME).write_bytes(listed)
+            stated = provenance.write(draft.folder, (built.name, built.digest), base, facts, plain)
+            (draft.folder / provenance.NAME).write_bytes(stated)
     return Packaged(
         path=out,
         archive=out / built.name,
@@ -170,6 +192,22 @@ def package(checkpoint: Path, out: Path, options: PackageOptions) -> Packaged:
         memory_mib=size.memory_mib,
         layers=built.layers,
     )
+
+
+@contextmanager
+def _workplace(out: Path) -> Iterator[Path]:
+    """A folder beside the artifact's for a base and a state; after ``kill -9`` the next build clears it.
+
+    Not in the system's temporary folder, which may be small, and would keep what a killed build left.
+    """
+    folder = out.with_name(f"{out.name}.work")
+    shutil.rmtree(folder, ignore_errors=True)
+    with disk.room_for(folder):
+        try:
+            folder.mkdir(parents=True)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _weights(checkpoint: Path) -> list[list[Entry]]:

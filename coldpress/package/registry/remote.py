@@ -30,6 +30,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(?:\d{1,19}|\*)")
 class RemoteImage:
     """A ``Store``: documents are fetched at once, layers when they are opened.
 
+    ``digest`` is what the reference leads to, a manifest's or an index's.
+
     Args:
         architecture: of an index, only the manifests for it are followed; all by default.
     """
@@ -40,6 +42,7 @@ class RemoteImage:
         self._documents: dict[str, bytes] = {}
         self.blobs: dict[str, int] = {}
         described = self._manifest(session.reference.wanted, architecture, 0)
+        self.digest = str(described["digest"])
         index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [described]}
         self._documents["index.json"] = json.dumps(index).encode()
 
