@@ -176,8 +176,12 @@ def test_a_runtime_that_dies_is_started_anew_and_ends_with_the_emulator(model: P
         first = emulator.post(SHORT).json()["choices"]
         child = emulator.child
         os.kill(child, signal.SIGKILL)
-        assert emulator.post(SHORT).json()["choices"] == first
-        assert [emulator.invocation()["cold"] for _ in range(2)] == [True, True]
+        assert emulator.invocation()["cold"]
+        # A request that still meets the dying one gets what Lambda says then.
+        while (answer := emulator.post(SHORT)).status_code == 502:
+            assert not emulator.invocation()["cold"]
+        assert answer.json()["choices"] == first
+        assert emulator.invocation()["cold"]
         child = emulator.child
     assert emulator.process.process.returncode == 0
     assert not Path(f"/proc/{child}").exists()
