@@ -42,7 +42,7 @@ def load() -> Any:
 def _bindings() -> Any:
     """llama_cpp's C functions without its package: that imports numpy, jinja2 and a chat framework first.
 
-    They take four times as long as the rest of the import, and every cold start would wait for them.
+    They take three times as long as the rest of the import, and every cold start would wait for them.
     """
     name = f"{_PACKAGE}.llama_cpp"
     if _PACKAGE in sys.modules:
