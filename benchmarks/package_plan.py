@@ -7,8 +7,6 @@ this machine has, and one sequence as there; the files in the page cache. The pl
 import contextlib
 import io
 import json
-import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from benchmarks.serve_client import Answer, ask, body, until_answered
 from coldpress.package import PackageOptions, package
 from coldpress.plan import Figure, PlanOptions, Row, plan
 from tests import containers
+from tests.runtime_process import resident_mib
 
 _PROMPT, _ANSWER, _ANSWERS, _STARTS = 20, 64, 5, 3
 _MEDIUM_LAYERS = 4
@@ -51,7 +50,8 @@ def compare(scratch: Path) -> list[dict[str, Any]]:
             made = package(checkpoint, scratch / label, PackageOptions(target="lambda"))
             image = store.load(made.archive)
             made.archive.unlink()
-            runs = [_run(store, image, row, name) for _ in range(_STARTS)]
+            weights = checkpoint / _WEIGHTS
+            runs = [_run(store, image, row, name, weights) for _ in range(_STARTS)]
             rows.append({"model": label, **_compared(row, checkpoint, runs)})
             print(rows[-1], file=sys.stderr)
     return rows
@@ -79,7 +79,9 @@ def _compared(row: Row, checkpoint: Path, runs: list[Found]) -> dict[str, Any]:
     }
 
 
-def _run(store: containers.Store, image: str, row: Row, name: serve_models.Name) -> Found:
+def _run(
+    store: containers.Store, image: str, row: Row, name: serve_models.Name, weights: Path
+) -> Found:
     port = containers.free_port()
     bias = serve_models.end_bias(name)
     prompts = serve_models.prompts(name, _PROMPT, range(_ANSWERS + 1))
@@ -92,7 +94,7 @@ def _run(store: containers.Store, image: str, row: Row, name: serve_models.Name)
     ):
         until_answered(port, asked[0], process)
         answers = [ask(port, each) for each in asked[1:]]
-        resident = _resident_mib(_pid(port))
+        resident = resident_mib(_pid(port), weights)
     lines = (line for line in said.getvalue().splitlines() if line.startswith('{"event"'))
     (start,) = [event for event in map(json.loads, lines) if event["event"] == "cold_start"]
     return Found(start["first_token_s"], median(map(_rate, answers)), resident)
@@ -104,28 +106,14 @@ def _rate(answer: Answer) -> float:
 
 def _pid(port: int) -> int:
     """The runtime's process, as the host numbers it."""
+    mine = f"PORT={port}".encode()
     for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and f"PORT={port}".encode() in (
-                entry / "environ"
-            ).read_bytes().split(b"\0"):
-                argv = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"coldpress.serve" in argv and os.fsencode("python") in argv[0]:
-                    return int(entry.name)
+        with contextlib.suppress(OSError):  # no process, or one that has just ended
+            argv = (entry / "cmdline").read_bytes().split(b"\0")
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            if b"coldpress.serve" in argv and mine in environment:
+                return int(entry.name)
     raise SystemExit("the container's process is not to be found")
-
-
-def _resident_mib(pid: int) -> float:
-    """What a process has in memory, of its weights all that the page cache will hold."""
-    kib, weights, ours = 0, 0, False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            ours = line.endswith(_WEIGHTS)
-            if ours:
-                weights = max(weights, Path(f"/proc/{pid}/root/{line[73:]}").stat().st_size)
-        elif line.startswith("Rss:") and not ours:
-            kib += int(line.split()[1])
-    return kib / 1024 + weights / (1 << 20)
 
 
 def errors(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -80,3 +81,20 @@ def running(checkpoint: Path | str, *arguments: str, **env: str) -> Iterator[Run
         yield process
     finally:
         process.stop()
+
+
+def resident_mib(pid: int, weights: Path) -> float:
+    """What a process has in memory, of its weights all that the page cache will hold.
+
+    It may have mapped a copy of ``weights`` in another folder, as in a container.
+    """
+    beside = mapped = 0
+    ours = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            ours = line.endswith(f"/{weights.name}")
+        elif line.startswith("Rss:"):
+            kib = int(line.split()[1])
+            beside, mapped = (beside, mapped + kib) if ours else (beside + kib, mapped)
+    assert mapped > 0
+    return beside / 1024 + weights.stat().st_size / (1 << 20)

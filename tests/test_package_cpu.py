@@ -26,8 +26,9 @@ CPUS = {
     "SandyBridge": "sandybridge",
     "Haswell": "haswell",  # x86-64-v3
 }
-AVX512 = {"skylakex", "cannonlake", "cascadelake", "icelake", "cooperlake", "zen4"} | {
-    "sapphirerapids"
+AVX512 = {
+    *("skylakex", "cannonlake", "cascadelake", "icelake"),
+    *("cooperlake", "zen4", "sapphirerapids"),
 }
 
 

@@ -24,7 +24,7 @@ from coldpress.quantize.fit import fit
 from coldpress.quantize.source import open_gguf
 from coldpress.serve.options import EngineOptions
 from tests import tiny_gguf, zero_llama
-from tests.runtime_process import running
+from tests.runtime_process import resident_mib, running
 
 MIB = 1 << 20
 MODEL = {"hidden": 1024, "heads": 16, "feed_forward": 4096, "vocab": 8000}
@@ -41,20 +41,6 @@ def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf.write(tmp_path_factory.mktemp("small") / "model.gguf")
-
-
-def resident_mib(pid: int, weights: Path) -> float:
-    """What a process has in memory, of its weights all that the page cache will hold."""
-    beside = mapped = 0
-    ours = False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            ours = line.endswith(str(weights))
-        elif line.startswith("Rss:"):
-            kib = int(line.split()[1])
-            beside, mapped = (beside, mapped + kib) if ours else (beside + kib, mapped)
-    assert mapped > 0
-    return beside / 1024 + weights.stat().st_size / MIB
 
 
 @pytest.mark.parametrize("target", ["lambda", "cloudrun"])

@@ -38,7 +38,7 @@ from coldpress.serve.trace import Trace
 
 _CATCH_UP_ROWS = 32
 """Of an answer that was begun elsewhere; a step must not take long, somebody may come."""
-_READING = 20
+_READING_PER_STEP = 20
 """So many times as long as answers' last step are prompts read before the next: who has no token yet
 waits for every step of the others."""
 _LONGEST_READING_S = 1.0
@@ -77,7 +77,7 @@ class Engine:
         self._texts: deque[embedding.Text] = deque()
         self._embedder: embedding.Embedder | None = None
         self._alike: bool | None = None
-        self._due_s = 0.0
+        self._answers_due_s = 0.0
         self._closing = False
         self._stop = Stop()
         self._worker = threading.Thread(target=self._work, name="engine")
@@ -244,7 +244,9 @@ class Engine:
             self._release(generation)
         self._admit()
         answering = [one for one in self._running if not one.reading]
-        if answering and (len(answering) == len(self._running) or time.monotonic() >= self._due_s):
+        if answering and (
+            len(answering) == len(self._running) or time.monotonic() >= self._answers_due_s
+        ):
             self._answer(answering)
         if reading := [one for one in self._running if one.reading]:
             # Who has read least: a short prompt does not wait for the end of a long one.
@@ -261,7 +263,9 @@ class Engine:
         else:
             self._decode(answering, 1)
         ended_s = time.monotonic()
-        self._due_s = ended_s + min((ended_s - began_s) * _READING, _LONGEST_READING_S)
+        self._answers_due_s = ended_s + min(
+            (ended_s - began_s) * _READING_PER_STEP, _LONGEST_READING_S
+        )
 
     def _embed(self, text: embedding.Text) -> None:
         try:
