@@ -112,6 +112,12 @@ def run_id(stage: str, inputs: Mapping[str, str], options: Mapping[str, Any]) ->
     return sha256_json([stage, dict(inputs), dict(options), code_digest(stage)])[:16]
 
 
+def work_id(stage: str, inputs: Mapping[str, Path], options: Mapping[str, Any]) -> str:
+    """``run_id`` of inputs given as paths."""
+    digests = {role: digest_of(path) for role, path in sorted(inputs.items())}
+    return run_id(stage, digests, options)
+
+
 @contextmanager
 def create(
     out: Path,
@@ -212,8 +218,7 @@ def is_current(
     """Whether ``out`` already holds the result of exactly this work."""
     if not (out / MANIFEST).is_file():
         return False
-    digests = {role: digest_of(path) for role, path in sorted(inputs.items())}
-    return read(out).run_id == run_id(stage, digests, options)
+    return read(out).run_id == work_id(stage, inputs, options)
 
 
 def _files(folder: Path) -> tuple[File, ...]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from coldpress import cli_deploy, cli_image, cli_plan, cli_runs, cli_serve, cli_sign
+from coldpress import cli_deploy, cli_distill, cli_image, cli_plan, cli_runs, cli_serve, cli_sign
 from coldpress.cli_output import Json, Out, print_result
 from coldpress.errors import ColdpressError, UsageError
 
@@ -23,6 +23,7 @@ app.add_typer(cli_serve.app)
 app.add_typer(cli_image.app)
 app.add_typer(cli_sign.app)
 app.add_typer(cli_plan.app)
+app.add_typer(cli_distill.app)
 app.add_typer(cli_deploy.app)
 
 Store = Annotated[

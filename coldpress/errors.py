@@ -16,7 +16,8 @@
     ├── PromptTooLongError     18   shorten the prompt or raise the context
     ├── RemoteError            19   check the address, the token or the network
     ├── SignatureError         20   give the key of who signed it, or do not use it
-    └── DiskFullError          21   free some space, or choose another folder
+    ├── DiskFullError          21   free some space, or choose another folder
+    └── TrainingError          22   train more gently, or go on from the last good state
 
 The command line prints two lines and exits with the number; see ``cli.main``.
 """
@@ -140,3 +141,9 @@ class DiskFullError(ColdpressError):
     """There is no room for what is being written; nothing half-written stays."""
 
     exit_code = 21
+
+
+class TrainingError(ColdpressError):
+    """Training came to numbers that are none."""
+
+    exit_code = 22

@@ -112,7 +112,7 @@ class Network:
         """KL(unchanged ‖ present state with these replaced too), mean over positions, in nats."""
         first = min(map(self._first_block, changes), default=len(self._layers))
         total = 0.0
-        with self._replaced(changes), torch.inference_mode():
+        with self.replaced(changes), torch.inference_mode():
             for batch, logits in self._forward(first):
                 total += float(divergence(self._logits[batch], logits).sum())
         return total / self._tokens.numel()
@@ -125,7 +125,8 @@ class Network:
         self._changed = set(changes)
 
     @contextmanager
-    def _replaced(self, changes: Mapping[str, Floats]) -> Iterator[None]:
+    def replaced(self, changes: Mapping[str, Floats]) -> Iterator[None]:
+        """The present state with these rows replaced too."""
         saved = {name: self._places[name].read(self._parameter(name)) for name in changes}
         for name, values in changes.items():
             self._write(name, torch.from_numpy(values))
