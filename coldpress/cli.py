@@ -6,7 +6,16 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from coldpress import cli_deploy, cli_distill, cli_image, cli_plan, cli_runs, cli_serve, cli_sign
+from coldpress import (
+    cli_deploy,
+    cli_distill,
+    cli_image,
+    cli_plan,
+    cli_prune,
+    cli_runs,
+    cli_serve,
+    cli_sign,
+)
 from coldpress.cli_output import Json, Out, print_result
 from coldpress.errors import ColdpressError, UsageError
 
@@ -23,6 +32,7 @@ app.add_typer(cli_serve.app)
 app.add_typer(cli_image.app)
 app.add_typer(cli_sign.app)
 app.add_typer(cli_plan.app)
+app.add_typer(cli_prune.app)
 app.add_typer(cli_distill.app)
 app.add_typer(cli_deploy.app)
 
@@ -117,7 +127,19 @@ def quantize(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Hugging Face folder, for a budget")] = None,
     rounding: Annotated[str | None, typer.Option(help="compensated or imatrix")] = None,
-    heal: Annotated[bool, typer.Option(help="train norms and scales after rounding")] = False,
+    heal: Annotated[bool, typer.Option(help="train what the file stores, on own text")] = False,
+    teach: Annotated[
+        str | None, typer.Option(help="or on so many tokens of --text: 2M; see docs/distilling.md")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="who answers them; default: the model itself")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="to teach: files, a folder, or a data set's name")
+    ] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="text to evaluate on: refused as --text; repeatable")
+    ] = None,
     format_: Annotated[str, typer.Option("--format", help="gguf or gptq")] = "gguf",
     bits: Annotated[int, typer.Option(help="of a GPTQ checkpoint: 2, 3, 4 or 8")] = 4,
     method: Annotated[str | None, typer.Option(help="accepted: auto-gptq")] = None,
@@ -129,7 +151,8 @@ def quantize(
     if _wants_gptq(format_, method):
         print_result(_gptq(model or gguf, out, bits, calibration), json_)
         return
-    given = {"calibration": calibration, "model": model}
+    given: Any = {"calibration": calibration, "model": model, "teacher": teacher, "text": text}
+    given["against"] = against or ()
     options = stage.QuantizeOptions(
         type=type_,
         size=size,
@@ -139,6 +162,7 @@ def quantize(
         min_tok_s=min_tok_s,
         rounding=rounding,  # type: ignore[arg-type]  # checked by the options themselves
         heal=heal,
+        teach=teach,
     )
     for folder, each in stage.sweep(out, options, sweep).items():
         print_result(stage.quantize(gguf, folder, each, **given), json_)

@@ -59,9 +59,9 @@ def _keep_evenly(model: Any, count: int) -> None:
     import numpy as np
 
     from coldpress.calibrate import blocks
+    from coldpress.prune import depth
 
     _, layers = blocks.find(model)
     if not 1 <= count <= len(layers):
         raise UsageError(f"{count} of {len(layers)} blocks", "choose fewer than the teacher has")
-    kept = np.linspace(0, len(layers) - 1, count).round().astype(int).tolist()
-    raise NotImplementedError(kept)
+    depth.keep(model, np.linspace(0, len(layers) - 1, count).round().astype(int).tolist())

@@ -1,4 +1,4 @@
-"""Make the file that was asked for: choose types, round, heal, write."""
+"""Make the file that was asked for: choose types, round, train, write."""
 
 import os
 import tempfile
@@ -23,12 +23,23 @@ from coldpress.quantize.stage import QuantizeOptions, rounding
 from coldpress.quantize.types import TYPES, GgmlType, Preset
 
 if TYPE_CHECKING:
+    from coldpress.quantize.heal import Healed, Tensors
     from coldpress.quantize.network import Network
 
 T = TypeVar("T")
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 _ROUNDING_CODE = "quantize/rounding"
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a file is taught: whose answers (the model's own if None), to what text; see ``prepare.Source``."""
+
+    teacher: Path | None
+    text: str | Path
+    against: tuple[Path, ...]
+    kept: Path
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class Task:
     model: Path | None
     banks: Path
     options: QuantizeOptions
+    lessons: "Lessons | None" = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class Made:
 
     notes: Mapping[str, Note]
     kl_nats: float | None = None
-    healed: bool = False
+    trained: bool = False
 
 
 def make(task: Task, path: Path) -> Made:
@@ -59,15 +71,15 @@ def make(task: Task, path: Path) -> Made:
     if rounding(task.options, task.calibration) != "compensated":
         return _plain(task, path)
     bank, network = _bank(task), None
-    if task.options.searches or task.options.heal:
+    if task.options.searches or task.options.trains:
         network = _network(task)
     types, found = _types(task, bank, network, kind)
     candidates = {name: bank.candidate(name, each) for name, each in types.items()}
     data = {name: candidate.data for name, candidate in candidates.items()}
     values: dict[str, Floats] = {}
-    healed = False
-    if task.options.heal:
-        data, values, healed = _heal(task, _given(network), types, data)
+    trained = False
+    if task.options.trains:
+        data, values, trained = _train(task, _given(network), types, data)
 
     def encode(tensor: Any, _wanted: GgmlType) -> Bytes:
         return data[tensor.name]
@@ -77,7 +89,7 @@ def make(task: Task, path: Path) -> Made:
         name: Note(each.rounding, each.error, each.imatrix_error, each.damp, _kl(found, name))
         for name, each in candidates.items()
     }
-    return Made(notes, None if found is None else found.kl_nats, healed)
+    return Made(notes, None if found is None else found.kl_nats, trained)
 
 
 def _plain(task: Task, path: Path) -> Made:
@@ -151,15 +163,36 @@ def _search(task: Task, bank: Bank, network: "Network") -> Found:
     )
 
 
-def _heal(
+def _train(
     task: Task, network: "Network", types: Mapping[str, GgmlType], data: Mapping[str, Bytes]
 ) -> tuple[dict[str, Bytes], dict[str, Floats], bool]:
     from coldpress.quantize.heal import HealOptions, heal
 
     tensors = {name: (types[name], data[name]) for name in types}
     network.rebase({})
-    done = heal(network, tensors, HealOptions())
+    if task.lessons is None:
+        done = heal(network, tensors, HealOptions())
+    else:
+        done = _teach(task, task.lessons, network, tensors)
     return dict(done.tensors), dict(done.norms), done.healed
+
+
+def _teach(task: Task, lessons: Lessons, network: "Network", tensors: "Tensors") -> "Healed":
+    """Quantization-aware distillation: what the file decodes to learns a teacher's answers."""
+    from coldpress.distill import DistillOptions, prepare
+    from coldpress.quantize.heal import HealOptions, heal
+
+    options = DistillOptions(tokens=_given(task.options.teach))
+    teacher = lessons.teacher or _given(task.model)
+    source = prepare.Source(teacher, lessons.text, lessons.against, lessons.kept)
+    given = prepare.prepare(source, options)
+    asked = HealOptions(
+        steps=options.steps,
+        batch_tokens=options.batch_tokens,
+        autocast=options.precision == "bf16",
+        evaluate_every=options.evaluate_every,
+    )
+    return heal(network, tensors, asked, given)
 
 
 def _bank(task: Task) -> Bank:

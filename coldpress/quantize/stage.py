@@ -1,12 +1,13 @@
 """A bf16 GGUF → a quantized GGUF that stock llama.cpp loads, in bytes that ggml itself decodes."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from coldpress import artifact, libllama
+from coldpress.counts import parse_count
 from coldpress.errors import UsageError
 from coldpress.progress import note
 from coldpress.quantize.types import PRESET_PREFIX, TYPES, GgmlType, Preset, resolve
@@ -34,7 +35,8 @@ class QuantizeOptions:
             best that the calibration allows.
         probe_tokens: tokens that plans are judged on.
         tries: plans near the allocated one that are judged on the true KL.
-        heal: train norms and block scales by KL after rounding.
+        heal: train norms, block scales and codes after rounding, by KL to the model, on its own text.
+        teach: the same with so many tokens of lessons, ``2M``: quantization-aware distillation.
     """
 
     type: str | None = None
@@ -47,6 +49,7 @@ class QuantizeOptions:
     probe_tokens: int = 4096
     tries: int = 16
     heal: bool = False
+    teach: str | None = None
 
     def __post_init__(self) -> None:
         from coldpress.quantize import budget
@@ -62,6 +65,10 @@ class QuantizeOptions:
             budget.parse_size(self.size)
         if self.bpw is not None:
             budget.parse_bits(str(self.bpw))
+        if self.teach is not None:
+            parse_count(self.teach)
+        if self.teach is not None and self.heal:
+            raise UsageError("healing is teaching on the model's own text", "give one of the two")
         if self.rounding not in (None, "compensated", "imatrix"):
             raise UsageError(f"no rounding {self.rounding!r}", "compensated or imatrix")
         if self.min_tok_s is not None and not (self.searches and self.min_tok_s > 0):
@@ -79,6 +86,11 @@ class QuantizeOptions:
         return any(each is not None for each in (self.size, self.bpw, self.fit))
 
     @property
+    def trains(self) -> bool:
+        """Whether the rounded file is trained."""
+        return self.heal or self.teach is not None
+
+    @property
     def kind(self) -> GgmlType | Preset | None:
         """The type or preset; None where a plan is searched for."""
         return None if self.searches else resolve(self.type or _DEFAULT_TYPE)
@@ -91,7 +103,7 @@ class Quantized:
     ``bits_per_weight`` counts every tensor's bytes over every weight; ``n_fallback`` is the number
     of tensors whose rows the asked type's blocks do not divide, each listed in ``tensors.json``;
     ``n_compensated`` that of those whose error feedback was accepted on held-out inputs. ``kl_nats`` is the
-    searched plan's KL on the probe tokens, before healing.
+    searched plan's KL on the probe tokens, before training; ``trained`` whether training improved the file.
     """
 
     path: str
@@ -103,7 +115,7 @@ class Quantized:
     n_compensated: int
     imatrix: bool
     kl_nats: float | None
-    healed: bool
+    trained: bool
 
 
 def plan(
@@ -113,9 +125,14 @@ def plan(
     *,
     calibration: Path | None = None,
     model: Path | None = None,
+    teacher: Path | None = None,
+    text: str | Path | None = None,
+    against: Sequence[Path] = (),
 ) -> tuple[dict[str, Path], dict[str, object]]:
     """What a quantization depends on: (inputs, resolved options)."""
-    given = {"source": source, "calibration": calibration, "model": model}
+    given = {"source": source, "calibration": calibration, "model": model, "teacher": teacher}
+    given["text"] = Path(text) if text is not None and Path(text).exists() else None
+    given |= {f"against {index}": path for index, path in enumerate(against)}
     inputs = {name: path for name, path in given.items() if path is not None}
     resolved: dict[str, object] = {
         **asdict(options),
@@ -123,6 +140,8 @@ def plan(
         "rounding": rounding(options, calibration),
         "encoder": f"llama-cpp-python {libllama.version()}",
     }
+    if text is not None and "text" not in inputs:
+        resolved["text"] = str(text)
     return inputs, resolved
 
 
@@ -147,6 +166,9 @@ def quantize(
     *,
     calibration: Path | None = None,
     model: Path | None = None,
+    teacher: Path | None = None,
+    text: str | Path | None = None,
+    against: Sequence[Path] = (),
 ) -> Quantized:
     """Quantize a GGUF and write the artifact ``out`` with ``model.gguf`` and ``tensors.json``.
 
@@ -156,7 +178,10 @@ def quantize(
     Args:
         source: a GGUF file of F32, F16 or BF16 tensors, or an artifact that holds ``model.gguf``.
         calibration: an artifact of calibrate, or an ``imatrix.gguf`` alone.
-        model: the Hugging Face folder that ``source`` was converted from; to search and to heal with.
+        model: the Hugging Face folder that ``source`` was converted from; to search and to train with.
+        teacher: whose answers are taught; ``model`` itself if None.
+        text: what they are answers to: files, a folder or a data set's name.
+        against: texts that the file will be evaluated on.
 
     Raises:
         InputError: the source is not a GGUF or already quantized; the calibration is another model's.
@@ -166,17 +191,29 @@ def quantize(
     from coldpress import card
     from coldpress.quantize import importance
     from coldpress.quantize import source as sources
-    from coldpress.quantize.make import Task, make
+    from coldpress.quantize.make import Lessons, Task, make
 
     path = sources.gguf_path(source)
-    _check(options, calibration, model)
+    _check(options, calibration, model, text)
     reader = sources.open_unquantized(path)
     weights = None if calibration is None else importance.read(calibration, reader)
-    inputs, resolved = plan(source, out, options, calibration=calibration, model=model)
+    inputs, resolved = plan(
+        source,
+        out,
+        options,
+        calibration=calibration,
+        model=model,
+        teacher=teacher,
+        text=text,
+        against=against,
+    )
     tools = {"llama-cpp-python": libllama.version()}
     with artifact.create(out, "quantize", inputs=inputs, options=resolved, tools=tools) as draft:
         gguf = draft.folder / "model.gguf"
-        task = Task(path, reader, weights, calibration, model, out.parent / ".bank", options)
+        kept = out.parent / ".lessons"
+        lessons = None if text is None else Lessons(teacher, text, tuple(against), kept)
+        banks = out.parent / ".bank"
+        task = Task(path, reader, weights, calibration, model, banks, options, lessons)
         made = make(task, gguf)
         records = _measure(reader, gguf, options.kind, weights, made)
         _write_records(draft.folder / "tensors.json", records)
@@ -199,7 +236,7 @@ def quantize(
         n_compensated=sum(record.rounding == "compensated" for record in records),
         imatrix=weights is not None,
         kl_nats=made.kl_nats,
-        healed=made.healed,
+        trained=made.trained,
     )
 
 
@@ -212,7 +249,12 @@ def sweep(out: Path, options: QuantizeOptions, bits: str | None) -> dict[Path, Q
     return {out / f"{each:g}bpw": replace(options, bpw=each) for each in budget.parse_sweep(bits)}
 
 
-def _check(options: QuantizeOptions, calibration: Path | None, model: Path | None) -> None:
+def _check(
+    options: QuantizeOptions,
+    calibration: Path | None,
+    model: Path | None,
+    text: str | Path | None,
+) -> None:
     """Refuse what cannot be done with what is given, before anything is read."""
     kind = options.kind
     if kind is not None and kind.needs_imatrix and calibration is None:
@@ -220,16 +262,20 @@ def _check(options: QuantizeOptions, calibration: Path | None, model: Path | Non
             f"{_canonical(kind)} needs an imatrix; without one the model answers nonsense",
             "make one with `coldpress calibrate` and give it with --calibration",
         )
-    feeds_back = options.searches or options.heal or options.rounding == "compensated"
+    feeds_back = options.searches or options.trains or options.rounding == "compensated"
     if feeds_back and not has_moments(calibration):
         raise UsageError(
             "this needs second moments of the model's inputs",
             "make them with `coldpress calibrate` and give its folder with --calibration",
         )
-    if (options.searches or options.heal) and model is None:
+    if (options.searches or options.trains) and model is None:
         raise UsageError(
-            "a budget is searched, and a file healed, on the model itself",
+            "a budget is searched, and a file trained, on the model itself",
             "give its Hugging Face folder with --model",
+        )
+    if (options.teach is None) != (text is None):
+        raise UsageError(
+            "teaching needs both a number of tokens and a text", "give --teach 2M and --text"
         )
 
 

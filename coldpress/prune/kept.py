@@ -1,0 +1,13 @@
+"""What a pruning did, for ``prune.json``."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kept:
+    """``what`` in words; ``kl_nats`` from the model on the text; ``details`` per way of pruning."""
+
+    what: str
+    kl_nats: float
+    details: dict[str, Any] = field(default_factory=dict)
