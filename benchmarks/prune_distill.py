@@ -7,8 +7,8 @@
               students, rounded, and rounded and taught
     table     12.5 to 50 % of depth and of width, before and after fewer tokens
 
-Everything is judged on the GGUF: accuracy on the held-out questions and KL from the bf16 original on held-out text,
-both of the same questions and tokens for all (paired).
+Everything is judged on the GGUF: accuracy on the held-out questions and KL from the bf16 original on held-out
+text, both of the same questions and tokens for all (paired).
 """
 
 import argparse
@@ -50,6 +50,7 @@ class Folder:
             self.seconds = json.loads(self.path.read_text())
 
     def make(self, name: str, verb: Any, source: Any, options: Any, **given: Any) -> Path:
+        """One artifact, with the seconds that it took."""
         out = self.folder / name
         if not (out / artifact.MANIFEST).is_file():
             began = time.perf_counter()
@@ -60,34 +61,41 @@ class Folder:
         return out
 
     def judge(self, name: str, gguf: Path) -> Path:
+        """An evaluation, against the base's."""
         base = None if name == "base" else self.judge("base", self.base())
         given = {"questions": demo.QUESTIONS_DIR, "text": demo.HELDOUT_TEXT, "base": base}
         return self.make(f"evaluate/{name}", evaluate, gguf, _JUDGE, **given)
 
     def base(self) -> Path:
+        """The original as a GGUF."""
         return self.converted("base", demo.MODEL_DIR)
 
     def converted(self, name: str, model: Path) -> Path:
+        """A model folder as a GGUF."""
         return self.make(f"gguf/{name}", convert, model, ConvertOptions(name=name))
 
     def calibrated(self, name: str, model: Path) -> Path:
+        """A model's second moments."""
         given = {"text": demo.CALIBRATION_TEXT, "against": AGAINST}
         return self.make(f"calibration/{name}", calibrate, model, CalibrateOptions(), **given)
 
     def pruned(self, how: str, ratio: float) -> Path:
+        """The demo model with a share taken out."""
         options = PruneOptions(how=how, ratio=ratio, multiple=MULTIPLE)  # type: ignore[arg-type]
         given = {"text": demo.CALIBRATION_TEXT, "against": AGAINST}
         return self.make(f"pruned/{how}-{ratio}", prune, demo.MODEL_DIR, options, **given)
 
     def taught(self, how: str, ratio: float, tokens: str) -> Path:
+        """That, taught by the original."""
         student = self.pruned(how, ratio)
         given = {"student": student, "text": training_text(), "against": AGAINST}
-        options = DistillOptions(tokens=tokens)
+        options = DistillOptions(tokens=tokens, text_tokens=TEACH)
         return self.make(
             f"taught/{how}-{ratio}-{tokens}", distill, demo.MODEL_DIR, options, **given
         )
 
     def rounded(self, name: str, model: Path, options: QuantizeOptions, tag: str) -> Path:
+        """A quantized file."""
         given: dict[str, Any] = {}
         if options.searches:
             given = {"calibration": self.calibrated(name, model), "model": model}
@@ -166,8 +174,7 @@ def main() -> None:
     kl = {each["way"]: each["kl_mean"] for each in files}
     ours = [each for each in files if each["way"] != "Q2_K plain"]
     report = {
-        "command": "python -m benchmarks.prune_distill",
-        "conditions": conditions(),
+        **conditions("python -m benchmarks.prune_distill"),
         "headline": {
             "recovered_after_25pct_depth": large["depth"]["recovered"],
             "recovered_after_25pct_width": large["width"]["recovered"],

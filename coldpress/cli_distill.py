@@ -29,6 +29,9 @@ def distill(
         list[Path] | None, typer.Option(help="text to evaluate on: refused as --text; repeatable")
     ] = None,
     tokens: Annotated[str, typer.Option(help="to train on in all: 2M")] = "2M",
+    text_tokens: Annotated[
+        str | None, typer.Option(help="most to take of the text; then it is read again")
+    ] = None,
     context: Annotated[int, typer.Option(help="tokens of a window")] = 256,
     batch_tokens: Annotated[int, typer.Option(help="tokens of a step, all processes")] = 4096,
     accumulate: Annotated[int, typer.Option(help="parts a step's windows are taken in")] = 1,
@@ -56,6 +59,7 @@ def distill(
 
     options = stage.DistillOptions(
         tokens=tokens,
+        text_tokens=text_tokens,
         layers=layers,
         context=context,
         batch_tokens=batch_tokens,

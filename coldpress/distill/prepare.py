@@ -60,7 +60,8 @@ def _windows(source: Source, options: DistillOptions) -> Tokens:
             used.append(document)
             yield document
 
-    most = max(parse_count(options.tokens), lessons.FEWEST * options.context)
+    wanted = parse_count(options.text_tokens or options.tokens)
+    most = max(wanted, lessons.FEWEST * options.context)
     tokenizer = reference.load_tokenizer(source.teacher)
     found = lessons.windows(tokenizer, remembered(), options.context, most)
     if source.against:

@@ -27,6 +27,7 @@ class DistillOptions:
 
     Args:
         tokens: tokens to train on in all, ``2M``; text that has fewer is read again.
+        text_tokens: most tokens that are taken of the text; as many as are trained on if None.
         layers: without a student: as many of the teacher's blocks, evenly spaced, are the student.
         context: tokens of a window.
         batch_tokens: tokens of a step, over all processes.
@@ -44,6 +45,7 @@ class DistillOptions:
     """
 
     tokens: str = "2M"
+    text_tokens: str | None = None
     layers: int | None = None
     context: int = 256
     batch_tokens: int = 4096
