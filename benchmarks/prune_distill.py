@@ -34,7 +34,7 @@ RATIOS = (0.125, 0.25, 0.375, 0.5)
 WAYS = ("depth", "width")
 MULTIPLE = 128  # 12.5 and 37.5 % of 768 neurons are no multiple of 256
 BPW = 2.6
-MANY, FEW, TEACH = "3M", "600k", "2M"
+MANY, FEW, TEACH, TEXT = "2M", "400k", "1M", "2M"
 AGAINST = (demo.HELDOUT_TEXT,)
 _JUDGE = EvaluateOptions(profile="fast", scoring=("continuation",))
 
@@ -89,7 +89,7 @@ class Folder:
         """That, taught by the original."""
         student = self.pruned(how, ratio)
         given = {"student": student, "text": training_text(), "against": AGAINST}
-        options = DistillOptions(tokens=tokens, text_tokens=TEACH)
+        options = DistillOptions(tokens=tokens, text_tokens=TEXT)
         return self.make(
             f"taught/{how}-{ratio}-{tokens}", distill, demo.MODEL_DIR, options, **given
         )

@@ -34,7 +34,7 @@ def prune(model: Any, tokens: Tokens, options: PruneOptions) -> Kept:
     """
     mixtures = _mixtures(model)
     config = model.config.get_text_config()
-    (name,) = (each for each in _COUNTS if getattr(config, each, None))
+    name = next(each for each in _COUNTS if each in type(config)().to_dict())
     was = int(getattr(config, name))
     count = _count(mixtures, was, target.sizes(model).in_blocks - target.most(model, options))
     if count > was - config.num_experts_per_tok:
@@ -120,7 +120,7 @@ def _mixtures(model: Any) -> list[Any]:
 
 def _count(mixtures: list[Any], experts: int, fewer: int) -> int:
     """The fewest experts to take out of each mixture for so many weights fewer."""
-    of_one = sum(
+    of_one: int = sum(
         each.numel() // experts
         for mixture in mixtures
         for each in (*mixture.experts.parameters(), mixture.gate.weight)

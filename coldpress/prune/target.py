@@ -49,7 +49,8 @@ def most(model: Any, options: Any) -> int:
     known = sizes(model)
     rest = known.total - known.in_blocks
     if options.ratio is not None:
-        return known.vectors + round(known.matrices * (1 - options.ratio))
+        matrices: int = round(known.matrices * (1 - options.ratio))
+        return known.vectors + matrices
     if options.params is not None:
         wanted = parse_count(options.params)
     elif options.size is not None:

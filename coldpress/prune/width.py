@@ -24,6 +24,7 @@ from coldpress.prune.stage import PruneOptions
 
 _LARGEST_MULTIPLE = 256
 _LEAST = 3
+_HEADS_FILL_WIDTH = ("qwen2",)  # llama.cpp's loader takes that for granted.
 _LAYERS = (
     *(f"self_attn.{each}_proj" for each in "qkvo"),
     *(f"mlp.{each}_proj" for each in ("gate", "up", "down")),
@@ -55,10 +56,11 @@ def prune(model: Any, tokens: Tokens, options: PruneOptions) -> Kept:
         for index in range(len(layers)):
             _narrow(model, index, tokens, shape, advance)
     was = _now(config)
-    config.head_dim = _head_dim(config)
-    heads = config.num_attention_heads // was.groups
     config.intermediate_size = shape.neurons
-    config.num_key_value_heads, config.num_attention_heads = shape.groups, heads * shape.groups
+    if shape.groups < was.groups:
+        config.head_dim = _head_dim(config)  # No longer the quotient of width and heads.
+        config.num_attention_heads = config.num_attention_heads // was.groups * shape.groups
+        config.num_key_value_heads = shape.groups
     for layer in layers:
         layer.mlp.intermediate_size = shape.neurons
     what = f"feed-forward {was.neurons} → {shape.neurons}, key-value heads {was.groups} → {shape.groups}"
@@ -81,7 +83,7 @@ def choose(model: Any, most: int, multiple: int | None) -> Shape:
     step = multiple or _multiple(was.neurons)
     aligned = multiple or _multiple(was.groups * queries)
     for groups in range(was.groups, 0, -1):
-        if groups * queries % aligned and groups < was.groups:
+        if groups < was.groups and not _may_be(config, groups, queries, aligned):
             continue
         for neurons in range(was.neurons - was.neurons % step, 0, -step):
             shape = Shape(neurons, groups)
@@ -94,6 +96,13 @@ def choose(model: Any, most: int, multiple: int | None) -> Shape:
         f"{most} weights in the blocks",
         "ask for less, allow a smaller --multiple, or prune depth",
     )
+
+
+def _may_be(config: Any, groups: int, queries: int, aligned: int) -> bool:
+    """Whether transformers and llama.cpp take a model with so few head groups."""
+    heads = groups * queries // _head_dim(config)
+    fits = groups * queries % aligned == 0 and config.hidden_size % heads == 0
+    return fits and config.model_type not in _HEADS_FILL_WIDTH
 
 
 def _narrow(model: Any, index: int, tokens: Tokens, shape: Shape, advance: Any) -> None:
@@ -160,8 +169,8 @@ def _spread(groups: Tensor, size: int) -> Tensor:
 def _weights(layer: Any, was: Shape, shape: Shape) -> int:
     """Weights of a block in another shape."""
     total: int = sum(each.numel() for each in layer.parameters())
-    mlp = sum(each.numel() for each in layer.mlp.parameters())
-    heads = sum(
+    mlp: int = sum(each.numel() for each in layer.mlp.parameters())
+    heads: int = sum(
         each.numel()
         for name in "qkvo"
         for each in getattr(layer.self_attn, f"{name}_proj").parameters()
