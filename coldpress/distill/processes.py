@@ -1,5 +1,6 @@
 """One process or many, on CPUs or GPUs: accelerate's view of what torchrun started."""
 
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ def accelerator(options: DistillOptions) -> Any:
 
     made = Accelerator(
         cpu=not torch.cuda.is_available(),
-        mixed_precision="bf16" if options.precision == "bf16" else "no",
+        mixed_precision="no",  # A process has one for all its runs; see ``products``.
         gradient_accumulation_steps=options.accumulate,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
@@ -32,3 +33,14 @@ def accelerator(options: DistillOptions) -> Any:
             f"choose batch_tokens as a multiple of {parts * options.context}",
         )
     return made
+
+
+def products(options: DistillOptions, device: Any) -> AbstractContextManager[object]:
+    """How matrix products are computed: in bf16, or as they are."""
+    import torch
+
+    return (
+        torch.autocast(device.type, torch.bfloat16)
+        if options.precision == "bf16"
+        else nullcontext()
+    )

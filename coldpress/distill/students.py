@@ -27,7 +27,7 @@ def load(teacher: Path, student: Path | None, options: DistillOptions) -> Any:
     if options.layers is not None:
         _keep_evenly(model, options.layers)
     if options.checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     return model.train()
 
 

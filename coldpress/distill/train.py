@@ -21,6 +21,7 @@ from torch import Tensor
 from coldpress.distill import saved
 from coldpress.distill.lessons import Lessons
 from coldpress.distill.loss import divergence, hidden_error
+from coldpress.distill.processes import products
 from coldpress.distill.saved import State, Step
 from coldpress.distill.stage import DistillOptions
 from coldpress.errors import TrainingError
@@ -111,7 +112,7 @@ def _loss(run: Run, model: Any, rows: Rows) -> Tensor:
     options, lessons = run.options, run.lessons
     tokens, target = lessons.ask(rows, run.accelerator.device)
     with_hidden = options.hidden_weight > 0
-    with run.accelerator.autocast():
+    with products(options, run.accelerator.device):
         out = model(input_ids=tokens, use_cache=False, output_hidden_states=with_hidden)
     found = divergence(out.logits, target, options.loss, options.temperature).mean()
     if with_hidden:
@@ -131,7 +132,7 @@ def _judge(run: Run, model: Any, state: State, train_kl: float | None) -> None:
     model.eval()
     size = max(1, _EVALUATION_TOKENS // run.lessons.tokens.shape[1])
     total = 0.0
-    with torch.inference_mode(), run.accelerator.autocast():
+    with torch.inference_mode(), products(options, run.accelerator.device):
         for at in range(0, len(held), size):
             tokens, target = run.lessons.ask(held[at : at + size], run.accelerator.device)
             logits = model(input_ids=tokens, use_cache=False).logits
