@@ -6,7 +6,7 @@ exactly the same work (see ``artifact.run_id``).
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from coldpress import artifact, demo
 from coldpress.errors import ToolError
 from coldpress.progress import note
-from coldpress.recipe import Recipe
+from coldpress.recipe import Recipe, Student, Variants
 
 
 @dataclass(frozen=True)
@@ -38,80 +38,144 @@ def run(recipe: Recipe, root: Path, out: Path) -> Ran:
         root: the folder that the recipe's relative paths start from.
         out: where the artifacts go, one folder per stage and variant.
     """
-    from coldpress import calibrate, checkpoint, convert, quantize, report
+    from coldpress import checkpoint, report
 
     began = time.perf_counter()
-    model = _source(recipe.model, root, demo.MODEL_DIR)
-    base = out / "convert"
-    _step("convert", convert, "convert", model, base, recipe.convert)
-    calibration = out / "calibrate"
-    text = _source(recipe.data.calibration, root, demo.CALIBRATION_TEXT)
-    against = _evaluated(recipe, root)
-    given: dict[str, Any] = {"text": text, "against": against}
-    _step("calibrate", calibrate, "calibrate", model, calibration, recipe.calibrate, **given)
-    for name, options in recipe.quantize.options().items():
-        given = {} if name.endswith("-plain") else {"calibration": calibration}
-        given |= {"model": model} if options.searches else {}
-        folder = out / "quantize" / name
-        _step(f"quantize {name}", quantize, "quantize", base, folder, options, **given)
-    evaluations = _evaluate(recipe, root, out)
+    made = Making(recipe, root, out)
+    made.files("", made.model, out, recipe.quantize)
+    for name, student in recipe.students.items():
+        folder = out / "students" / name
+        made.files(name, made.student(student, folder), folder, student.quantize)
+    evaluations = made.evaluate()
     _step("report", report, "report", evaluations, out / "report", recipe.report)
     shipped = out / "checkpoint"
-    _step(
-        "checkpoint",
-        checkpoint,
-        "checkpoint",
-        out / "quantize" / recipe.ship,
-        shipped,
-        recipe.checkpoint,
-    )
+    source = made.variants[recipe.ship]
+    _step("checkpoint", checkpoint, "checkpoint", source, shipped, recipe.checkpoint)
     packages, skipped = _package(recipe, shipped, out)
     answer = _ask(recipe, shipped, out)
     seconds = time.perf_counter() - began
     return Ran(out, tuple(evaluations), out / "report", shipped, packages, skipped, answer, seconds)
 
 
-def _evaluate(recipe: Recipe, root: Path, out: Path) -> list[Path]:
-    """Evaluate the bf16 base first: the others are compared with it."""
-    from coldpress import evaluate
-    from coldpress.evaluate import hub_questions
+class Making:
+    """The files of a recipe's model and of its students.
 
-    questions = recipe.data.questions
-    given: dict[str, Any] = {
-        "questions": questions
-        and hub_questions.resolve(_source(questions, root, demo.QUESTIONS_DIR)),
-        "text": _source(recipe.data.text, root, demo.HELDOUT_TEXT),
-    }
-    base = out / "evaluate" / "bf16"
-    _step(
-        "evaluate bf16",
-        evaluate,
-        "evaluate",
-        out / "convert",
-        base,
-        recipe.evaluate,
-        base=None,
-        **given,
-    )
-    done = [base]
-    for name in recipe.quantize.options():
-        done.append(out / "evaluate" / name)
-        _step(
-            f"evaluate {name}",
-            evaluate,
-            "evaluate",
-            out / "quantize" / name,
-            done[-1],
-            recipe.evaluate,
-            base=base,
-            **given,
-        )
-    return done
+    ``bases`` are their bf16 GGUFs by student's name, the model's own under none; ``variants`` the quantized.
+    """
 
+    def __init__(self, recipe: Recipe, root: Path, out: Path) -> None:
+        self._recipe, self._root, self._out = recipe, root, out
+        self.model = _source(recipe.model, root, demo.MODEL_DIR)
+        self._text = _source(recipe.data.calibration, root, demo.CALIBRATION_TEXT)
+        self._judged = _source(recipe.data.text, root, demo.HELDOUT_TEXT)
+        self._seen: dict[str, Any] = {"text": self._text, "against": (self._judged,)}
+        self.bases: dict[str, Path] = {}
+        self.variants: dict[str, Path] = {}
 
-def _evaluated(recipe: Recipe, root: Path) -> tuple[Path, ...]:
-    """The text that the result is evaluated on, which must not be calibrated on."""
-    return (_source(recipe.data.text, root, demo.HELDOUT_TEXT),)
+    def student(self, student: Student, folder: Path) -> Any:
+        """Prune and teach; the student's model folder."""
+        from coldpress import distill, prune
+
+        made, pruned = self.model, None
+        if student.prune is not None:
+            made = pruned = folder / "prune"
+            _step(
+                f"prune {folder.name}",
+                prune,
+                "prune",
+                self.model,
+                made,
+                student.prune,
+                **self._seen,
+            )
+        if student.distill is not None:
+            given = {"student": pruned, "text": self._lessons(), "against": (self._judged,)}
+            taught = folder / "distill"
+            _step(
+                f"distill {folder.name}",
+                distill,
+                "distill",
+                self.model,
+                taught,
+                student.distill,
+                **given,
+            )
+            made = taught
+        return made
+
+    def files(self, name: str, model: Any, folder: Path, variants: Variants) -> None:
+        """Convert and calibrate a model, and write its variants."""
+        from coldpress import calibrate, convert, quantize
+
+        label, base, calibration = f" {name}" * bool(name), folder / "convert", folder / "calibrate"
+        options = replace(self._recipe.convert, name=name or self._recipe.convert.name)
+        _step(f"convert{label}", convert, "convert", model, base, options)
+        self.bases[name] = base
+        asked = variants.options()
+        if not name or any(not each.endswith("-plain") for each in asked):
+            _step(
+                f"calibrate{label}",
+                calibrate,
+                "calibrate",
+                model,
+                calibration,
+                self._recipe.calibrate,
+                **self._seen,
+            )
+        for variant, each in asked.items():
+            given: dict[str, Any] = (
+                {} if variant.endswith("-plain") else {"calibration": calibration}
+            )
+            given |= {"model": model} if each.searches else {}
+            if each.teach is not None:
+                given |= {
+                    "teacher": self.model,
+                    "text": self._lessons(),
+                    "against": (self._judged,),
+                }
+            path = folder / "quantize" / variant
+            known = f"{name}/{variant}" if name else variant
+            _step(f"quantize {known}", quantize, "quantize", base, path, each, **given)
+            self.variants[known] = path
+
+    def evaluate(self) -> list[Path]:
+        """Evaluate the bf16 base first: the others are compared with it."""
+        from coldpress.evaluate import hub_questions
+
+        asked = self._recipe.data.questions
+        questions = None
+        if asked:
+            questions = hub_questions.resolve(_source(asked, self._root, demo.QUESTIONS_DIR))
+        base = self._evaluated("bf16", self.bases[""], questions, None, None)
+        done = [base]
+        for student, gguf in self.bases.items():
+            if student:
+                done.append(self._evaluated(f"{student}-bf16", gguf, questions, base, student))
+        for known, gguf in self.variants.items():
+            student, _, variant = known.rpartition("/")
+            name = f"{student}-{variant}" if student else variant
+            done.append(self._evaluated(name, gguf, questions, base, student or None))
+        return done
+
+    def _evaluated(
+        self, name: str, gguf: Path, questions: Path | None, base: Path | None, student: str | None
+    ) -> Path:
+        from coldpress import evaluate
+
+        out = self._out / "evaluate" / name
+        options = replace(self._recipe.evaluate, student=student)
+        given = {"questions": questions, "text": self._judged, "base": base}
+        _step(f"evaluate {name}", evaluate, "evaluate", gguf, out, options, **given)
+        return out
+
+    def _lessons(self) -> str | Path:
+        from coldpress.demo import training_text
+
+        name = self._recipe.data.lessons
+        if name == "demo":
+            return training_text.training_text()
+        found: str | Path = _source(name, self._root, Path(name))
+        return found
 
 
 def _package(

@@ -7,17 +7,19 @@ embedded in the package.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coldpress.calibrate import CalibrateOptions
 from coldpress.checkpoint import CheckpointOptions
 from coldpress.convert import ConvertOptions
+from coldpress.distill import DistillOptions
 from coldpress.errors import RecipeError
 from coldpress.evaluate import EvaluateOptions
 from coldpress.package import PackageOptions
+from coldpress.prune import PruneOptions
 from coldpress.quantize import QuantizeOptions
 from coldpress.report import ReportOptions
 from coldpress.serve.ask import AskOptions
@@ -35,6 +37,8 @@ class Data(_Strict):
     calibration: str = "demo"
     text: str = "demo"
     questions: str | None = "demo"
+    lessons: str = "demo"
+    """What students and files are taught on; also a data set's name."""
 
 
 class Variants(_Strict):
@@ -48,8 +52,12 @@ class Variants(_Strict):
     """Types and presets rounded with error feedback."""
     bpw: tuple[float, ...] = ()
     """Budgets in bits per weight: a type per tensor is searched for, and rounded with error feedback."""
+    size: tuple[str, ...] = ()
+    """Budgets in bytes of the file."""
     heal: bool = False
-    """Train norms and block scales of the budgets' files."""
+    """Train what the budgets' files store, on the model's own text."""
+    teach: str | None = None
+    """Beside each budget's file one that is taught so many tokens of the lessons."""
 
     def options(self) -> dict[str, QuantizeOptions]:
         """Variant name → how to make it."""
@@ -59,9 +67,23 @@ class Variants(_Strict):
             f"{kind}-compensated": QuantizeOptions(type=kind, rounding="compensated")
             for kind in self.compensated
         }
-        return named | {
-            f"{bits:g}bpw": QuantizeOptions(bpw=bits, heal=self.heal) for bits in self.bpw
-        }
+        budgets: dict[str, dict[str, Any]] = {f"{bits:g}bpw": {"bpw": bits} for bits in self.bpw}
+        budgets |= {size: {"size": size} for size in self.size}
+        named |= {name: QuantizeOptions(**given, heal=self.heal) for name, given in budgets.items()}
+        if self.teach is not None:
+            named |= {
+                f"{name}-taught": QuantizeOptions(**given, teach=self.teach)
+                for name, given in budgets.items()
+            }
+        return named
+
+
+class Student(_Strict):
+    """Another model made of the recipe's: pruned, taught by it, or both."""
+
+    prune: PruneOptions | None = None
+    distill: DistillOptions | None = None
+    quantize: Variants = Variants()
 
 
 class Recipe(_Strict):
@@ -70,8 +92,9 @@ class Recipe(_Strict):
     name: str
     model: str
     ship: str
-    """The variant that becomes the checkpoint and the images."""
+    """The variant that becomes the checkpoint and the images; of a student: ``STUDENT/VARIANT``."""
     quantize: Variants
+    students: dict[Annotated[str, Field(pattern=r"^[\w.]+$")], Student] = {}
     data: Data = Data()
     convert: ConvertOptions = ConvertOptions()
     calibrate: CalibrateOptions = CalibrateOptions()
@@ -80,6 +103,14 @@ class Recipe(_Strict):
     checkpoint: CheckpointOptions = CheckpointOptions()
     package: tuple[PackageOptions, ...] = ()
     ask: AskOptions | None = None
+
+    def variants(self) -> dict[str, QuantizeOptions]:
+        """All files: the model's own, and each student's as ``STUDENT/VARIANT``."""
+        made = self.quantize.options()
+        for name, student in self.students.items():
+            own = student.quantize.options()
+            made |= {f"{name}/{variant}": options for variant, options in own.items()}
+        return made
 
 
 def load(path: Path) -> Recipe:
@@ -98,11 +129,16 @@ def load(path: Path) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {_one_line(error)}", "mend that line") from error
     recipe = _validate(path, data)
-    if recipe.ship not in recipe.quantize.options():
+    if recipe.ship not in recipe.variants():
         raise RecipeError(
             f"{path}: ship: no variant {recipe.ship!r} in quantize",
-            f"one of: {', '.join(recipe.quantize.options())}",
+            f"one of: {', '.join(recipe.variants())}",
         )
+    for name, student in recipe.students.items():
+        if student.prune is None and student.distill is None:
+            raise RecipeError(
+                f"{path}: students.{name} is neither pruned nor distilled", "give it either"
+            )
     return recipe
 
 

@@ -11,15 +11,25 @@ from coldpress.evaluate.session import Model
 from coldpress.quantize.types import PRESET_PREFIX, TYPES
 
 # base: not quantized by us; plain and imatrix: one ggml type for all; preset: llama.cpp's mix;
-# compensated: a type or a mix with error feedback; budget: a searched mix of types.
-Method = Literal["base", "plain", "imatrix", "preset", "compensated", "budget", "file"]
+# compensated: a type or a mix with error feedback; budget: a searched mix of types; taught: one that was trained
+# on lessons; student: another model than the base, pruned or distilled.
+Method = Literal[
+    "base", "plain", "imatrix", "preset", "compensated", "budget", "taught", "student", "file"
+]
 
 
-def describe(gguf: Path, model: Model) -> tuple[str, str, Method]:
+def describe(gguf: Path, model: Model, student: str | None = None) -> tuple[str, str, Method]:
     """Name, type and method of a file or an artifact.
 
-    An artifact's manifest knows them; of a bare file the name and ``general.file_type`` must do.
+    Args:
+        student: what the model is called if it is not the one that others are compared with.
     """
+    name, kind, method = _described(gguf, model)
+    return (name, kind, method) if student is None else (f"{student} {name}", kind, "student")
+
+
+def _described(gguf: Path, model: Model) -> tuple[str, str, Method]:
+    """An artifact's manifest knows; of a bare file the name and ``general.file_type`` must do."""
     if not (gguf / artifact.MANIFEST).is_file():
         stem = gguf.parent.name if gguf.is_dir() else gguf.stem
         return stem, model.file_type(), "file"
@@ -37,6 +47,8 @@ def describe(gguf: Path, model: Model) -> tuple[str, str, Method]:
 def _quantized(options: Mapping[str, Any]) -> tuple[str, str, Method]:
     if options["type"] is None:
         size = options["size"] or options["fit"] or f"{options['bpw']:g} bpw"
+        if options.get("teach") is not None:
+            return f"{size} taught", str(size), "taught"
         return f"{size} searched", str(size), "budget"
     kind, rounding = str(options["type"]), str(options["rounding"])
     name = kind.removeprefix(PRESET_PREFIX)

@@ -55,7 +55,7 @@ def measure(
             accuracy, samples = _ask(lm, asked, options, answers)
             tasks = _tasks(lm, gguf.name, folder, definitions, options)
         scored = None if text is None else _score(model, text, base, threads, options)
-        name, kind, method = describe(gguf, model)
+        name, kind, method = describe(gguf, model, options.student)
         n_params, vocabulary_digest = model.n_params, model.vocabulary_digest()
     _write_samples(samples, folder / SAMPLES)
     if scored is not None and scored.base is not None:

@@ -104,7 +104,9 @@ class Evaluation:
     name: str
     model: str
     type: str
-    method: Literal["base", "plain", "imatrix", "preset", "compensated", "budget", "file"]
+    method: Literal[
+        "base", "plain", "imatrix", "preset", "compensated", "budget", "taught", "student", "file"
+    ]
     size_bytes: int
     n_params: int
     bits_per_weight: float

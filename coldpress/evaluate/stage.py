@@ -38,6 +38,7 @@ class EvaluateOptions:
         task_fewshot: examples of those; by default what each task says.
         task_limit: documents of each of those.
         chat: render those with the GGUF's chat template.
+        student: what a pruned or taught model is called before its file's own name; a series of its own.
         threads: CPU threads; all cores by default.
         speed: whether to measure speed, load time and peak memory.
         speed_repeats: times each rate is taken; the median counts.
@@ -60,6 +61,7 @@ class EvaluateOptions:
     task_fewshot: int | None = None
     task_limit: int | None = None
     chat: bool = False
+    student: str | None = None
     threads: int | None = None
     speed: bool = True
     speed_repeats: int = 3

@@ -34,10 +34,12 @@ _SERIES = {
     "preset": ("#009e73", "D"),
     "compensated": ("#e69f00", "P"),
     "budget": ("#7b3fb0", "X"),
+    "taught": ("#882255", "v"),
+    "student": ("#44aa99", "p"),
     "file": ("#cc79a7", "^"),
     "base": ("#222222", "*"),
 }
-_JOINED = {"plain", "imatrix", "compensated", "budget"}
+_JOINED = {"plain", "imatrix", "compensated", "budget", "taught"}
 _INK, _MUTED, _GRID = "#222222", "#6b6b6a", "#dededd"
 _VARIABLES = {
     _INK: "--ink",

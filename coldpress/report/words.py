@@ -14,6 +14,8 @@ _METHODS = {
     "preset": "llama.cpp preset",
     "compensated": "error feedback",
     "budget": "searched for a budget",
+    "taught": "searched, then taught",
+    "student": "fewer weights",
     "file": "file",
 }
 _PLATFORMS = {"lambda-x86": "Lambda x86", "lambda-arm": "Lambda arm", "cloudrun": "Cloud Run"}
