@@ -34,7 +34,7 @@ RATIOS = (0.125, 0.25, 0.375, 0.5)
 WAYS = ("depth", "width")
 MULTIPLE = 128  # 12.5 and 37.5 % of 768 neurons are no multiple of 256
 BPW = 2.6
-MANY, FEW, TEACH, TEXT = "2M", "400k", "1M", "2M"
+MANY, FEW, TEACH, TEXT = "1.5M", "300k", "1M", "1.5M"
 AGAINST = (demo.HELDOUT_TEXT,)
 _JUDGE = EvaluateOptions(profile="fast", scoring=("continuation",))
 
