@@ -2,10 +2,11 @@
 
 ``python -m benchmarks.prune_distill`` makes and judges, in one folder that a second call goes on from:
 
-    recovery  a quarter of the blocks, and of the widths, taken out and taught back with many tokens
-    bytes     at the bytes of 2.6 bits per weight of the original: rounded only, rounded and taught, and the two
-              students, rounded, and rounded and taught
-    table     12.5 to 50 % of depth and of width, before and after fewer tokens
+    recovery  a quarter of the blocks, and of their parts each where it costs least (``shapes``), taken out and taught
+              back with many tokens
+    bytes     at the bytes of 2.6 bits per weight of the original: rounded only, rounded and taught, and a student,
+              rounded, and rounded and taught
+    table     12.5 to 50 % of depth, of width, and of parts, before and after fewer tokens
 
 Everything is judged on the GGUF: accuracy on the held-out questions and KL from the bf16 original on held-out
 text, both of the same questions and tokens for all (paired).
@@ -31,7 +32,7 @@ from coldpress.report.compare import side_by_side
 
 REPORT = Path(__file__).resolve().parents[1] / "reports/prune_distill.json"
 RATIOS = (0.125, 0.25, 0.375, 0.5)
-WAYS = ("depth", "width")
+WAYS = ("depth", "width", "shapes")
 MULTIPLE = 128  # 12.5 and 37.5 % of 768 neurons are no multiple of 256
 BPW = 2.6
 MANY, FEW, TEACH, TEXT = "1.5M", "300k", "1M", "1.5M"
@@ -81,7 +82,10 @@ class Folder:
 
     def pruned(self, how: str, ratio: float) -> Path:
         """The demo model with a share taken out."""
-        options = PruneOptions(how=how, ratio=ratio, multiple=MULTIPLE)  # type: ignore[arg-type]
+        if how == "shapes":
+            options = PruneOptions(ratio=ratio, heterogeneous=True, max_tokens=4096)
+        else:
+            options = PruneOptions(how=how, ratio=ratio, multiple=MULTIPLE)  # type: ignore[arg-type]
         given = {"text": demo.CALIBRATION_TEXT, "against": AGAINST}
         return self.make(f"pruned/{how}-{ratio}", prune, demo.MODEL_DIR, options, **given)
 
@@ -137,7 +141,7 @@ def at_equal_bytes(at: Folder) -> list[dict[str, Any]]:
     size = str((first / "model.gguf").stat().st_size)
     options = QuantizeOptions(bpw=BPW, teach=TEACH)
     made["rounded, taught"] = at.rounded("base", demo.MODEL_DIR, options, "taught")
-    for how in WAYS:
+    for how in ("shapes",):
         student = at.taught(how, 0.25, MANY)
         name = f"{how}-0.25-{MANY}"
         options = QuantizeOptions(size=size)
@@ -168,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, default=Path("build/prune_distill"))
     at = Folder(parser.parse_args().folder)
-    large = {how: recovery(at, how, 0.25, MANY) for how in WAYS}
+    large = {how: recovery(at, how, 0.25, MANY) for how in ("depth", "shapes")}
     files = at_equal_bytes(at)
     table = [recovery(at, how, ratio, FEW) for how in WAYS for ratio in RATIOS]
     kl = {each["way"]: each["kl_mean"] for each in files}
@@ -177,7 +181,7 @@ def main() -> None:
         **conditions("python -m benchmarks.prune_distill"),
         "headline": {
             "recovered_after_25pct_depth": large["depth"]["recovered"],
-            "recovered_after_25pct_width": large["width"]["recovered"],
+            "recovered_after_25pct_shapes": large["shapes"]["recovered"],
             "qad_kl_ratio_at_2_6_bpw": kl["rounded, taught"] / kl["Q2_K plain"],
             "qad_kl_ratio_to_searched_at_2_6_bpw": kl["rounded, taught"] / kl["rounded"],
             "best_at_2_6_bpw": min(ours, key=lambda each: each["kl_mean"])["way"],

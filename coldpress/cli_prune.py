@@ -25,6 +25,9 @@ def prune(
         str | None, typer.Option(help="or: fewer weights read for each token: 1.5x")
     ] = None,
     by: Annotated[str, typer.Option(help="blocks by kl, or by influence (quicker)")] = "kl",
+    heterogeneous: Annotated[
+        bool, typer.Option("--heterogeneous", help="each block its own shape")
+    ] = False,
     multiple: Annotated[
         int | None, typer.Option(help="of widths; default: up to 256, as K-quants need")
     ] = None,
@@ -49,6 +52,7 @@ def prune(
         bpw=bpw,
         speedup=speedup,
         by=cast("Any", by),
+        heterogeneous=heterogeneous,
         multiple=multiple,
         max_tokens=max_tokens,
     )

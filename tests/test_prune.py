@@ -200,7 +200,7 @@ def test_heads_go_with_what_shares_them(deep: Path, tmp_path: Path) -> None:
     kept = [g for g in range(4) if (attention.q_proj.weight == rows[64 * g]).all(1).any()]
     assert len(kept) == 2
     fresh = reference.load_model(deep)
-    H = width._moments(fresh, fresh.model.layers[0].self_attn.o_proj, tokens)
+    H = width.moments(fresh, fresh.model.layers[0].self_attn.o_proj, tokens)
     columns = torch.tensor([64 * g + i for g in kept for i in range(64)])
     assert torch.allclose(
         attention.o_proj.weight.double(), best_fit(wide, columns, H), rtol=1e-3, atol=1e-4

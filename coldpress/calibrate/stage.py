@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from coldpress import artifact
+from coldpress import artifact, shapes
 from coldpress.errors import UsageError
 
 _HELD_EVERY = 8
@@ -100,13 +100,14 @@ def calibrate(
 
 def _collect(model: Path, folder: Path, tokens: Any, dataset: str) -> int:
     """Write the files of the artifact; returns the number of weights that they cover."""
-    from coldpress.convert import reference
+    from coldpress.convert import checks, reference
 
     network = reference.empty_model(model)
     # Not before: they import torch, and the reference prepares its threads first.
-    from coldpress.calibrate import imatrix, names, statistics, stream, weights
+    from coldpress.calibrate import imatrix, kept, names, statistics, stream, weights
 
-    places = names.weights(network)
+    shape = shapes.of(checks.read_config(model))
+    places = kept.places(names.weights(network), shape)
     tensors_of: dict[str, list[str]] = {}  # Parameter → GGUF names.
     for name, parts in places.items():
         tensors_of.setdefault(parts[0].parameter, []).append(name)
@@ -116,9 +117,10 @@ def _collect(model: Path, folder: Path, tokens: Any, dataset: str) -> int:
     source = weights.Weights(model, network)
     for found in stream.collect(network, source, list(tensors_of), tokens, held, folder):
         tensors = [name for parameter in found.parameters for name in tensors_of[parameter]]
-        writer.add(tensors, found.moments)
+        moments = kept.moments(found.moments, tensors[0], shape)
+        writer.add(tensors, moments)
         for name in tensors:
-            sums[name], counts[name] = found.moments.sums, found.moments.n_all
+            sums[name], counts[name] = moments.sums, moments.n_all
         del found  # Not kept while the next block is loaded.
     writer.finish(tokens, held)
     imatrix.write(

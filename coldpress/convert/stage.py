@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from coldpress import artifact, libllama
+from coldpress import artifact, libllama, shapes
 from coldpress.errors import ColdpressError, UnsupportedModelError, UsageError
 from coldpress.progress import note
 
@@ -86,7 +86,8 @@ def plan(
 def convert(model: str | Path, out: Path, options: ConvertOptions) -> Converted:
     """Convert a model folder or hub id and write the artifact ``out`` with ``model.gguf``.
 
-    A GPTQ checkpoint is unpacked first; it is held against transformers' logits of what it unpacks to.
+    A GPTQ checkpoint is unpacked first; it is held against transformers' logits of what it unpacks to. Of one
+    with blocks of different shapes (see ``shapes``) the zeros are left out, as llama.cpp's ``deci``.
 
     Raises:
         NotAModelError: no model folder, no config, no weights or no tokenizer.
@@ -95,12 +96,12 @@ def convert(model: str | Path, out: Path, options: ConvertOptions) -> Converted:
         CorruptModelError: a weights file is missing or truncated.
         ToolError: the converter cannot be fetched or fails.
     """
-    from coldpress.convert import checks, hub, pretokenizer, upstream
+    from coldpress.convert import checks, hub, pretokenizer, trim, upstream
     from coldpress.gptq import layout
 
     folder = hub.resolve(model, options.revision)
     config = checks.read_config(folder)
-    packed = layout.find(folder, config)
+    packed, kept = layout.find(folder, config), shapes.of(config)
     checks.check_weights(folder)
     tree = upstream.source_tree(options.llama_cpp)
     checks.check_architecture(config, checks.known_architectures(tree))
@@ -124,6 +125,10 @@ def convert(model: str | Path, out: Path, options: ConvertOptions) -> Converted:
             named = Path(scratch) / str(resolved["name"])
             named.symlink_to(plain.resolve(), target_is_directory=True)
             upstream.run(tree, named, gguf, options.outtype, choice.name)
+            if kept is not None:
+                whole = gguf.rename(gguf.with_suffix(".whole"))
+                trim.trim(whole, kept, gguf)
+                whole.unlink()
             if options.verify:
                 text = pretokenizer.recognised(tree).text
                 agree, parity = _verify(plain, gguf, options, choice, text)

@@ -31,6 +31,8 @@ class PruneOptions:
             memory is the limit; reading a prompt gains as much or less.
         by: which blocks go: those that cost least KL, measured again after each; or those that change their
             input least (quicker, and worse).
+        heterogeneous: each block its own shape: attention and feed-forward neurons go where they cost least, by
+            ``depth`` and ``width`` alike; for Llama and Mistral, as llama.cpp's ``deci`` architecture.
         multiple: widths stay a multiple of it; None: 256, or the largest power of two below that divides the
             model's own, so that K-quants apply where they did.
         context: tokens of a sequence of the text that importance is measured on.
@@ -44,6 +46,7 @@ class PruneOptions:
     bpw: float | None = None
     speedup: str | None = None
     by: By = "kl"
+    heterogeneous: bool = False
     multiple: int | None = None
     context: int = 256
     max_tokens: int = 16384
@@ -65,6 +68,8 @@ class PruneOptions:
             raise UsageError(f"a ratio of {self.ratio}", "a share of the blocks' weights: 0.25")
         if (self.size is None) != (self.bpw is None):
             raise UsageError("a size needs bits per weight", "give --size 2.4MB with --bpw 4.5")
+        if self.heterogeneous and (self.how == "experts" or self.by != "kl"):
+            raise UsageError("shapes by block are chosen by KL, of dense blocks", "leave --by out")
         if self.multiple is not None and self.multiple < 1:
             raise UsageError(f"a multiple of {self.multiple}", "256 suits K-quants")
         if self.context < 2 or self.max_tokens < 2 * self.context:
@@ -138,7 +143,8 @@ def prune(
         kept = _prune(loaded, tokens, options)
         checkpoint.save(loaded, model, draft.folder)
         copy_beside(model, draft.folder, leave=checkpoint.NOT_COPIED)
-        record = {"parameters_before": before, "parameters": checkpoint.count(loaded)}
+        parameters = checkpoint.count(loaded) - kept.n_zeros
+        record = {"parameters_before": before, "parameters": parameters}
         text_ = json.dumps({**record, **asdict(kept)}, indent=1)
         (draft.folder / "prune.json").write_text(text_ + "\n", encoding="utf-8")
     note(f"  {kept.what}; KL {kept.kl_nats:.4f} until it is taught: `coldpress distill`")
@@ -147,8 +153,10 @@ def prune(
 
 def _prune(model: Any, tokens: Any, options: PruneOptions) -> "Kept":
     """Take out of the model in place."""
-    from coldpress.prune import depth, experts, width
+    from coldpress.prune import depth, experts, parts, width
 
+    if options.heterogeneous:
+        return parts.prune(model, tokens, options)
     match options.how:
         case "depth":
             return depth.prune(model, tokens, options)

@@ -47,7 +47,7 @@ def prune(model: Any, tokens: Tokens, options: PruneOptions) -> Kept:
         UsageError: no shape meets the target.
     """
     _, layers = blocks.find(model)
-    _check(model, layers)
+    check(model, layers)
     before = Before(model, tokens)
     shape = choose(model, target.most(model, options), options.multiple)
     config = model.config.get_text_config()
@@ -80,8 +80,8 @@ def choose(model: Any, most: int, multiple: int | None) -> Shape:
     config = model.config.get_text_config()
     was = _now(config)
     queries = config.num_attention_heads // was.groups * _head_dim(config)
-    step = multiple or _multiple(was.neurons)
-    aligned = multiple or _multiple(was.groups * queries)
+    step = multiple or multiple_of(was.neurons)
+    aligned = multiple or multiple_of(was.groups * queries)
     for groups in range(was.groups, 0, -1):
         if groups < was.groups and not _may_be(config, groups, queries, aligned):
             continue
@@ -113,21 +113,21 @@ def _narrow(model: Any, index: int, tokens: Tokens, shape: Shape, advance: Any) 
     groups, head_dim = _now(config).groups, _head_dim(config)
     queries = config.num_attention_heads // groups * head_dim
     if shape.groups < groups:
-        H = _moments(model, attention.o_proj, tokens)
+        H = moments(model, attention.o_proj, tokens)
         kept, W = keep_groups(attention.o_proj.weight, H, queries, shape.groups, advance)
         _set_inputs(attention.o_proj, W)
         _keep_rows(attention.q_proj, _spread(kept, queries))
         for each in (attention.k_proj, attention.v_proj):
             _keep_rows(each, _spread(kept, head_dim))
     if shape.neurons < len(mlp.up_proj.weight):
-        H = _moments(model, mlp.down_proj, tokens)
+        H = moments(model, mlp.down_proj, tokens)
         kept, W = keep_groups(mlp.down_proj.weight, H, 1, shape.neurons, advance)
         _set_inputs(mlp.down_proj, W)
         for each in (mlp.gate_proj, mlp.up_proj):
             _keep_rows(each, kept)
 
 
-def _moments(model: Any, linear: Any, tokens: Tokens) -> Tensor:
+def moments(model: Any, linear: Any, tokens: Tokens) -> Tensor:
     """E[x xᵀ] of a layer's input on the tokens, (in, in), in float64."""
     total = torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64)
 
@@ -183,7 +183,8 @@ def _weights(layer: Any, was: Shape, shape: Shape) -> int:
     )
 
 
-def _check(model: Any, layers: Any) -> None:
+def check(model: Any, layers: Any) -> None:
+    """Refuse blocks without separate, dense projections."""
     for layer in layers:
         for path in _LAYERS:
             try:
@@ -212,7 +213,7 @@ def _head_dim(config: Any) -> int:
     return int(found or config.hidden_size // config.num_attention_heads)
 
 
-def _multiple(width: int) -> int:
+def multiple_of(width: int) -> int:
     """The largest power of two, up to 256, that divides a width."""
     largest: int = min(_LARGEST_MULTIPLE, width & -width)
     return largest

@@ -24,16 +24,17 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive rows of a GGUF tensor: row i of them is row ``order[i]`` of ``place``."""
+    """Consecutive rows of a GGUF tensor, (rows, ``inputs``): row i of them is row ``order[i]`` of ``place``."""
 
     place: Place
     order: Tensor
+    inputs: int
 
     def of(self, parameter: Tensor) -> Tensor:
         """The rows in the parameter that are meant, a view, in the parameter's order."""
         whole = parameter if self.place.expert is None else parameter[self.place.expert]
         part = whole if self.place.rows is None else whole[self.place.rows]
-        return part[: len(self.order)]
+        return part[: len(self.order), : self.inputs]
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def vectors(
 def find(tensor: Any, places: Sequence[Place], parameter: Tensor) -> Placement:
     """Match the rows of a GGUF tensor that is not quantized with those of a parameter.
 
-    Rows that are equal keep their order. Rows at the end of a parameter that the GGUF leaves out, as
-    in a padded vocabulary, are left alone.
+    Rows that are equal keep their order. Rows and columns at the end of a parameter that the GGUF leaves out,
+    as in a padded vocabulary or where neurons were pruned, are left alone.
 
     Raises:
         InputError: the rows are not the same.
@@ -117,15 +118,17 @@ def find(tensor: Any, places: Sequence[Place], parameter: Tensor) -> Placement:
     stored = _bytes(tensor.data.reshape(-1, tensor.data.shape[-1]))
     parts, start = [], 0
     for place in places:
-        whole = Part(place, torch.arange(len(stored) // len(places))).of(parameter)
+        inputs = row_length(tensor)
+        whole = Part(place, torch.arange(len(stored) // len(places)), inputs).of(parameter)
         rows = stored[start : start + len(whole)]
-        order = _order(rows, _bytes(gguf.quants.quantize(whole.numpy(), tensor.tensor_type)))
-        if order is None or whole.shape[1] != row_length(tensor):
+        given = np.ascontiguousarray(whole.numpy())
+        order = _order(rows, _bytes(gguf.quants.quantize(given, tensor.tensor_type)))
+        if order is None or whole.shape[1] != inputs:
             raise InputError(
                 f"the rows of {tensor.name} are not those of {place.parameter}",
                 "convert and calibrate this very model folder",
             )
-        parts.append(Part(place, torch.from_numpy(order)))
+        parts.append(Part(place, torch.from_numpy(order), inputs))
         start += len(rows)
     return Placement(tuple(parts))
 
