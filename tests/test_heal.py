@@ -12,6 +12,7 @@ import torch
 
 from coldpress.calibrate import names
 from coldpress.convert import reference
+from coldpress.distill import lessons
 from coldpress.quantize import heal_text
 from coldpress.quantize.encode import encode
 from coldpress.quantize.heal import HealOptions, heal
@@ -195,6 +196,34 @@ def test_codes_stay_if_told_so(network: Network) -> None:
     for name, (_, data) in tensors.items():
         before, after = (each.reshape(-1, 34)[:, 2:] for each in (data, done.tensors[name]))
         assert np.array_equal(before, after)
+
+
+def test_a_file_learns_another_teachers_answers(network: Network) -> None:
+    """What the model itself would answer is not what is taught: the teacher is another one."""
+    with torch.no_grad():
+        teacher = reference.load_model(Path(network.model.config._name_or_path))
+        for each in teacher.model.layers[0].mlp.parameters():
+            each.mul_(1.5)
+    tokens = np.random.default_rng(5).integers(3, tiny_models.VOCAB, (64, 32), np.int32)
+    given = lessons.Lessons(tokens, 1.0, (7, 15, 23, 31), teacher=teacher)
+    tensors = rounded(network, TYPES["Q4_K"])
+    done = heal(network, tensors, replace(OPTIONS, evaluate_every=10), given)
+    assert done.healed
+    assert done.kl_after_nats < 0.9 * done.kl_before_nats
+
+    def slow_kl(changes: dict[str, Floats]) -> float:
+        ids = torch.from_numpy(tokens[list(given.held)].astype(np.int64))
+        with torch.inference_mode(), network.replaced(changes):
+            now = network.model(ids).logits.log_softmax(-1)
+            wanted = teacher(ids).logits.log_softmax(-1)
+        return float((wanted.exp() * (wanted - now)).sum(-1).mean())
+
+    before = {name: decoded(data, kind) for name, (kind, data) in tensors.items()}
+    after = {name: decoded(done.tensors[name], kind) for name, (kind, _) in tensors.items()}
+    assert slow_kl(before) == pytest.approx(done.kl_before_nats, rel=1e-4)
+    assert slow_kl(after | done.norms) == pytest.approx(done.kl_after_nats, rel=1e-4)
+    # And further from itself than it was.
+    assert network.kl({}) == 0
 
 
 @pytest.mark.parametrize(("family", "offset"), [("llama", 0), ("gemma2", 1)])

@@ -169,7 +169,7 @@ def _train(
     from coldpress.quantize.heal import HealOptions, heal
 
     tensors = {name: (types[name], data[name]) for name in types}
-    network.rebase({})
+    network.reset()
     if task.lessons is None:
         done = heal(network, tensors, HealOptions())
     else:

@@ -102,6 +102,10 @@ class Network:
             place.write(changed[place.parameter], values)
         return changed
 
+    def reset(self) -> None:
+        """Put the unchanged model's values back."""
+        self._set({})
+
     def rebase(self, changes: Mapping[str, Floats]) -> None:
         """Take the unchanged model with these rows replaced as the present state."""
         self._set(changes)
