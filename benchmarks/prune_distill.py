@@ -34,7 +34,7 @@ REPORT = Path(__file__).resolve().parents[1] / "reports/prune_distill.json"
 WAYS = ("depth", "width", "shapes")
 MULTIPLE = 128  # 12.5 and 37.5 % of 768 neurons are no multiple of 256
 BPW = 2.6
-MANY, FEW, TEACH, TEXT = "1.5M", "200k", "1M", "1.5M"
+MANY, FEW, TEACH, TEXT = "1M", "200k", "600k", "1.5M"
 AGAINST = (demo.HELDOUT_TEXT,)
 _JUDGE = EvaluateOptions(profile="fast", scoring=("continuation",))
 

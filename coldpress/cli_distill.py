@@ -35,7 +35,7 @@ def distill(
     context: Annotated[int, typer.Option(help="tokens of a window")] = 256,
     batch_tokens: Annotated[int, typer.Option(help="tokens of a step, all processes")] = 4096,
     accumulate: Annotated[int, typer.Option(help="parts a step's windows are taken in")] = 1,
-    rate: Annotated[float, typer.Option(help="highest learning rate")] = 1e-3,
+    rate: Annotated[float, typer.Option(help="highest learning rate")] = 2e-4,
     weight_decay: Annotated[float, typer.Option(help="AdamW's")] = 0.0,
     loss: Annotated[str, typer.Option(help="forward or reverse KL, or their mix")] = "forward",
     temperature: Annotated[float, typer.Option(help="of both distributions")] = 1.0,

@@ -50,7 +50,7 @@ class DistillOptions:
     context: int = 256
     batch_tokens: int = 4096
     accumulate: int = 1
-    rate: float = 1e-3
+    rate: float = 2e-4
     weight_decay: float = 0.0
     loss: Loss = "forward"
     temperature: float = 1.0
