@@ -1,5 +1,7 @@
 """Image layers: a tar with nothing of the machine in it, hashed and compressed in one pass.
 
+The tar and the blob are hashed by a thread each, beside the one that reads and writes.
+
 Entries are sorted, owned by root, dated 1970, readable by everyone, and every parent folder has its
 own entry: Lambda's unpacker refuses a layer without them, docker's does not.
 Source: OCI image specification 1.1, layer.md; RFC 1951 and 1952.
@@ -9,7 +11,9 @@ import hashlib
 import io
 import tarfile
 import zlib
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, assert_never
@@ -22,6 +26,8 @@ Compression = Literal["stored", "deflate"]
 _DEFLATE_LEVEL = 6
 _COPY_BYTES = 1 << 20
 _STORED_MAX = 65535
+_SMALL = 1 << 16
+_AHEAD = 8  # pieces of _COPY_BYTES
 # Magic, deflate, no flags, no time, no extra flags, operating system unknown.
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 
@@ -114,7 +120,11 @@ def write(
         tick: is told how many bytes were taken.
     """
     ordered = complete(entries)
-    stream = _Gzip(out, compression, tick)
+    with Sha256() as plain, Sha256() as blob:
+        return _write(ordered, _Gzip(out, compression, tick, plain, blob))
+
+
+def _write(ordered: list[Entry], stream: "_Gzip") -> Layer:
     with tarfile.open(
         fileobj=stream,  # type: ignore[call-overload]  # needs no more than write()
         mode="w",
@@ -151,13 +161,49 @@ def _add(tar: tarfile.TarFile, entry: Entry) -> None:
             assert_never(entry)
 
 
+class Sha256:
+    """A sha256 that a thread of its own computes: hashlib lets other threads run meanwhile.
+
+    A context manager; at most ``_AHEAD`` pieces wait for it.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "Sha256":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._thread.shutdown()
+
+    def update(self, data: bytes) -> None:
+        """Take the next bytes, which must not change."""
+        if len(data) < _SMALL:  # Handing it over would take longer.
+            self._catch_up(0)
+            self._hash.update(data)
+            return
+        self._catch_up(_AHEAD)
+        self._waiting.append(self._thread.submit(self._hash.update, data))
+
+    def hexdigest(self) -> str:
+        """The digest of all that was taken."""
+        self._catch_up(0)
+        return self._hash.hexdigest()
+
+    def _catch_up(self, waiting: int) -> None:
+        while len(self._waiting) > waiting:
+            self._waiting.popleft().result()
+
+
 class _Gzip:
     """Compresses what is written to it and hashes both sides."""
 
-    def __init__(self, out: IO[bytes], compression: Compression, tick: Tick) -> None:
-        self.out = out
-        self.plain = hashlib.sha256()
-        self.blob = hashlib.sha256()
+    def __init__(
+        self, out: IO[bytes], compression: Compression, tick: Tick, plain: Sha256, blob: Sha256
+    ) -> None:
+        self.out, self.plain, self.blob = out, plain, blob
         self.size_bytes = 0
         self._tick = tick
         self._crc = 0
@@ -198,9 +244,10 @@ class _Stored:
         """Return the whole blocks that are complete."""
         data = self._pending + data
         whole = (len(data) - 1) // _STORED_MAX * _STORED_MAX if data else 0
-        parts = []
+        view = memoryview(data)
+        parts: list[bytes | memoryview] = []
         for start in range(0, whole, _STORED_MAX):
-            parts += [_block(_STORED_MAX, last=False), data[start : start + _STORED_MAX]]
+            parts += [_block(_STORED_MAX, last=False), view[start : start + _STORED_MAX]]
         self._pending = data[whole:]
         return b"".join(parts)
 
