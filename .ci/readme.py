@@ -15,10 +15,13 @@ def generated(reports: Path) -> dict[str, str]:
     demo, equal_bytes, ablation, evaluate, load, prefix, serve, package = (
         json.loads((reports / f"{name}.json").read_text()) for name in names
     )
+    fewer = json.loads((reports / "prune_distill.json").read_text())
+    zeros = json.loads((reports / "sparsity.json").read_text())
     return {
         "results": _results(demo),
         "equal-bytes": _equal_bytes(equal_bytes),
         "ablation": _ablation(ablation),
+        "fewer-weights": _fewer_weights(fewer, zeros),
         "evaluate": _evaluate(evaluate),
         "load": _load(load, prefix),
         "serve": _serve(serve),
@@ -81,6 +84,46 @@ def _ablation(report: dict[str, Any]) -> str:
                 for i, step in enumerate(steps)
             ),
         ]
+    )
+
+
+def _fewer_weights(report: dict[str, Any], zeros: dict[str, Any]) -> str:
+    files = report["equal_bytes"]
+    base, table = report["base"], report["table"]
+    size = max(each["size_bytes"] for each in files if each["way"] != "Q2_K plain") / 1e6
+    return "\n".join(
+        [
+            f"At the bytes of 2.6 bits per weight of the demo model ({size:.2f} MB; bf16 answers"
+            f" {100 * base['accuracy']:.1f} %), KL and accuracy on held-out text and questions:",
+            "",
+            "| file | MB | bits/weight | accuracy | KL to bf16 |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            *(
+                f"| {each['way']} | {each['size_bytes'] / 1e6:.2f} | {each['bits_per_weight']:.2f} |"
+                f" {100 * each['accuracy']:.1f} % | {each['kl_mean']:.4f} |"
+                for each in files
+            ),
+            "",
+            "Parts of the blocks taken out, before → after so many tokens of teaching, bf16:",
+            "",
+            "| taken out | weights left | tokens | accuracy | KL to bf16 |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            *(_taken(each) for each in [*report["recovery"].values(), *table]),
+            "",
+            f"Zeros in half of the weights, wherever they are, save"
+            f" {zeros['headline']['bytes_saved_at_q4_k']} bytes of a GGUF. [reports/prune_distill.json]"
+            "(reports/prune_distill.json), [reports/sparsity.json](reports/sparsity.json),"
+            " [docs/fewer-weights.md](docs/fewer-weights.md).",
+        ]
+    )
+
+
+def _taken(each: dict[str, Any]) -> str:
+    before, after = each["before"], each["after"]
+    return (
+        f"| {100 * each['ratio']:g} % of {each['how']} | {each['parameters'] / 1e6:.2f} M |"
+        f" {each['tokens']} | {100 * before['accuracy']:.1f} → {100 * after['accuracy']:.1f} % |"
+        f" {before['kl_mean']:.3f} → {after['kl_mean']:.3f} |"
     )
 
 

@@ -31,6 +31,7 @@ from coldpress.quantize import QuantizeOptions, quantize
 from coldpress.report.compare import side_by_side
 
 REPORT = Path(__file__).resolve().parents[1] / "reports/prune_distill.json"
+RATIOS = (0.125, 0.25, 0.375, 0.5)
 WAYS = ("depth", "width", "shapes")
 MULTIPLE = 128  # 12.5 and 37.5 % of 768 neurons are no multiple of 256
 BPW = 2.6
@@ -190,10 +191,9 @@ def main() -> None:
     }
     _write(report, at)
     report["table"] = []
-    for ratio in (0.5, 0.125, 0.375, 0.25):
-        for how in WAYS:
+    for how in WAYS:
+        for ratio in RATIOS:
             report["table"].append(recovery(at, how, ratio, FEW))
-            report["table"].sort(key=lambda each: (each["how"], each["ratio"]))
             _write(report, at)
 
 
