@@ -1,8 +1,8 @@
 """The pruned and taught students as draft models of speculative decoding.
 
-``python -m benchmarks.draft --folder FOLDER`` takes what ``benchmarks.prune_distill`` made there and adds ``draft``
-to its report. The model is the demo model at Q8_0, the drafts are students at Q4_K; each answer with a draft must be
-the answer without, word for word.
+``python -m benchmarks.draft --folder FOLDER`` takes what ``benchmarks.prune_distill`` made there
+and adds ``draft`` to its report. The model is the demo model at Q8_0, the drafts are students at
+Q4_K; each answer with a draft must be the answer without, word for word.
 """
 
 import argparse
