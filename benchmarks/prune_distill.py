@@ -4,8 +4,8 @@
 
     recovery  a quarter of the blocks, and of their parts each where it costs least (``shapes``), taken out and
               taught back with many tokens
-    bytes     at the bytes of 2.6 bits per weight of the original: rounded only, rounded and taught, and a student,
-              rounded, and rounded and taught
+    bytes     at the bytes of 2.6 bits per weight of the original: rounded only, rounded and taught (both searched
+              for), and a student of one type, rounded, and rounded and taught
     table     12.5 to 50 % of depth, of width, and of parts, before and after fewer tokens
 
 Everything is judged on the GGUF: accuracy on the held-out questions and KL from the bf16 original on held-out
@@ -34,8 +34,8 @@ REPORT = Path(__file__).resolve().parents[1] / "reports/prune_distill.json"
 RATIOS = (0.125, 0.25, 0.375, 0.5)
 WAYS = ("depth", "width", "shapes")
 MULTIPLE = 128  # 12.5 and 37.5 % of 768 neurons are no multiple of 256
-BPW = 2.6
-MANY, FEW, TEACH, TEXT = "1M", "200k", "600k", "1.5M"
+BPW, STUDENT_TYPE = 2.6, "IQ3_XXS"
+MANY, FEW, TEACH, TEXT = "1M", "100k", "600k", "1.5M"
 AGAINST = (demo.HELDOUT_TEXT,)
 _JUDGE = EvaluateOptions(profile="fast", scoring=("continuation",))
 
@@ -101,7 +101,7 @@ class Folder:
     def rounded(self, name: str, model: Path, options: QuantizeOptions, tag: str) -> Path:
         """A quantized file."""
         given: dict[str, Any] = {}
-        if options.searches:
+        if options.searches or options.rounding is not None:
             given = {"calibration": self.calibrated(name, model), "model": model}
         if options.teach is not None:
             given |= {"teacher": demo.MODEL_DIR, "text": training_text(), "against": AGAINST}
@@ -138,16 +138,17 @@ def at_equal_bytes(at: Folder) -> list[dict[str, Any]]:
     made = {"Q2_K plain": at.rounded("base", demo.MODEL_DIR, QuantizeOptions(type="Q2_K"), "q2")}
     first = at.rounded("base", demo.MODEL_DIR, QuantizeOptions(bpw=BPW), "searched")
     made["rounded"] = first
-    size = str((first / "model.gguf").stat().st_size)
     options = QuantizeOptions(bpw=BPW, teach=TEACH)
     made["rounded, taught"] = at.rounded("base", demo.MODEL_DIR, options, "taught")
-    for how in ("shapes",):
-        student = at.taught(how, 0.25, MANY)
-        name = f"{how}-0.25-{MANY}"
-        options = QuantizeOptions(size=size)
-        made[f"{how} −25 %, rounded"] = at.rounded(name, student, options, "searched")
-        options = QuantizeOptions(size=size, teach=TEACH)
-        made[f"{how} −25 %, rounded, taught"] = at.rounded(name, student, options, "taught")
+    # The largest type of which all of the student takes no more bytes.
+    student, name = at.taught("shapes", 0.25, MANY), f"shapes-0.25-{MANY}"
+    for tag, teach in (("rounded", None), ("rounded, taught", TEACH)):
+        options = QuantizeOptions(type=STUDENT_TYPE, rounding="compensated", teach=teach)
+        made[f"shapes −25 %, {STUDENT_TYPE} {tag}"] = at.rounded(name, student, options, tag[-6:])
+    largest = (first / "model.gguf").stat().st_size
+    for path in list(made.values())[1:]:
+        if (path / "model.gguf").stat().st_size > largest:
+            raise SystemExit(f"{path} is larger than {largest} bytes")
     judged = [at.judge(f"{path.name}-file", path) for path in made.values()]
     rows = _rows(at, judged)
     return [{"way": way, **row} for way, row in zip(made, rows, strict=True)]
