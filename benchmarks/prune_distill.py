@@ -163,7 +163,7 @@ def _rows(at: Folder, evaluations: list[Path]) -> list[dict[str, Any]]:
     compared = side_by_side([at.judge("base", at.base()), *evaluations])
     rows = dict(zip(compared.folders, compared.rows, strict=True))
     keep = ("size_bytes", "bits_per_weight", "accuracy", "accuracy_stderr", "delta", "delta_low")
-    keep += ("delta_high", "lost", "gained", "kl_mean", "same_top1", "generate_tok_per_s")
+    keep += ("delta_high", "lost", "gained", "kl_mean", "same_top1")
     wanted = evaluations or [at.judge("base", at.base())]
     return [{key: asdict(rows[path])[key] for key in keep} for path in wanted]
 

@@ -63,7 +63,6 @@ def row(at: Folder, name: str, gguf: Path) -> dict[str, Any]:
         "deflated_bytes": len(zlib.compress(file.read_bytes(), 6)),
         "accuracy": found["questions"]["continuation"]["accuracy"],
         "kl_mean": found["kl"]["mean"] if found["kl"] else None,
-        "generate_tok_per_s": found["speed"]["generate_tok_per_s"],
     }
 
 
